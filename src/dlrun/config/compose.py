@@ -1,0 +1,245 @@
+"""Overrides and conf folders to one resolved mapping. The only file that imports hydra and omegaconf.
+
+Hydra composes, and decides nothing: legality is schema.py's. A group choice goes to Hydra as it is; a plain
+`a.b=v` goes as `++a.b=v`, so that Hydra's advice to append with `+` never hides a typo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlrun.config.conf_folders import choices, packaged_conf, user_conf
+from dlrun.config.schema import GROUPS
+from dlrun.config.secrets import is_secret_name
+from dlrun.errors import DlrunError, did_you_mean
+
+PRIMARY = "run"
+_user_conf = threading.local()
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A resolved config as plain values, and where each leaf came from ("model.depth" -> "conf/model/…")."""
+
+    values: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+class _UserConfFirst(SearchPathPlugin):
+    """Puts the user's conf folder before the packaged one."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        folder = getattr(_user_conf, "folder", None)
+        if folder is not None:
+            search_path.prepend("user", f"file://{folder}")
+
+
+def compose(overrides: Sequence[str], *, config_dir: Path | None = None, origins: bool = False) -> Composed:
+    """Compose conf/run.yaml with a command line's overrides.
+
+    Raises: DlrunError for a broken override or YAML file, an unknown choice, an interpolation to nowhere,
+    a sweep value, `hydra.*`.
+    """
+    with _hydra(config_dir):
+        parsed = [_parse(text) for text in overrides]
+        lines = [_as_hydra_wants(item, config_dir) for item in parsed]
+        with _plain_errors():
+            config = hydra_compose(config_name=PRIMARY, overrides=lines)
+            values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(values, dict)
+        found = _origins(lines, parsed) if origins else {}
+    return Composed({str(key): value for key, value in values.items()}, found)
+
+
+def compose_on(base: Mapping[str, Any], overrides: Sequence[str], *, config_dir: Path | None = None) -> Composed:
+    """Apply overrides to a run's resolved config: its conf folder is not needed; a chosen group replaces its node."""
+    values = {key: value for key, value in base.items()}
+    with _hydra(config_dir):
+        parsed = [_parse(text) for text in overrides]
+        groups = [item for item in parsed if _is_group(item)]
+        for item in groups:
+            _as_hydra_wants(item, config_dir)
+        if groups:
+            chosen = compose([item.input_line or "" for item in groups], config_dir=config_dir).values
+            values |= {item.key_or_group: chosen[item.key_or_group] for item in groups}
+    plain = [item for item in parsed if not _is_group(item)]
+    with _plain_errors():
+        config = OmegaConf.create(dict(values))
+        for item in plain:
+            if item.type is OverrideType.DEL:
+                raise DlrunError(
+                    f"'{item.input_line}': nothing can be deleted from a run's config", "set a value instead"
+                )
+            OmegaConf.update(config, item.key_or_group, _value(item), merge=True, force_add=True)
+        resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return Composed({str(key): value for key, value in resolved.items()})
+
+
+# ---------------------------------------------------------------- overrides
+
+
+def _parse(text: str) -> Override:
+    if text.startswith("-"):
+        raise DlrunError(f"unknown option '{text}'", "options go before or after overrides; see --help")
+    try:
+        item = OverridesParser.create().parse_override(text)
+    except (OverrideParseException, HydraException) as error:
+        raise DlrunError(
+            f"override '{text}' cannot be read: {_first_line(error)}",
+            "write key=value; quote what the shell or Hydra would read: 'key=\"a b\"'",
+        ) from error
+    key = item.key_or_group
+    if key.split(".")[0] == "hydra":
+        raise DlrunError(f"'{text}': hydra.* is not set here", "dlrun uses Hydra to compose only")
+    if item.is_sweep_override():
+        raise DlrunError(
+            f"'{text}' holds several values: that is a sweep", f"one value for {key}, or: dlrun sweep '{text}'"
+        )
+    if item.type is not OverrideType.DEL and text.endswith("=") and item.value() == "":
+        raise DlrunError(f"'{text}' has no value", f"{key}=null where nothing is meant")
+    return item
+
+
+def _is_group(item: Override) -> bool:
+    return item.key_or_group in GROUPS
+
+
+def _as_hydra_wants(item: Override, config_dir: Path | None) -> str:
+    """The override as Hydra is to get it; an unknown choice of a group is refused here."""
+    line = (item.input_line or "").lstrip("+")
+    if not _is_group(item):
+        return line if item.type is OverrideType.DEL else f"++{line}"
+    if item.type is not OverrideType.DEL:
+        value, group = item.value(), item.key_or_group
+        if isinstance(value, (list, dict)):
+            raise DlrunError(f"'{line}': {group} takes one choice", f"see: dlrun list {group}")
+        known = choices(group, config_dir)
+        if value is not None and str(value) not in known:
+            raise DlrunError(f"{group}: no choice '{value}'", did_you_mean(str(value), known))
+    return line
+
+
+def _value(item: Override) -> Any:
+    value = item.value()
+    return OmegaConf.create(value) if isinstance(value, (dict, list)) else value
+
+
+# ---------------------------------------------------------------- hydra's state and errors
+
+
+@contextlib.contextmanager
+def _hydra(config_dir: Path | None) -> Iterator[None]:
+    """Hydra initialised on the packaged conf with the user's before it; nested calls share it."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    _user_conf.folder = user_conf(config_dir)
+    Plugins.instance().register(_UserConfFirst)
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
+    with initialize_config_dir(config_dir=str(packaged_conf()), version_base="1.3", job_name="dlrun"):
+        yield
+
+
+def _environment(name: str, *default: str | None) -> str | None:
+    """oc.env, but never of a secret: a config is written to the run and to the tracker."""
+    if is_secret_name(name):
+        raise DlrunError(
+            f"${{oc.env:{name}}}: the name says it is a secret, and configs are recorded",
+            "leave it in the environment; libraries read it there",
+        )
+    value = os.environ.get(name, *default[:1]) if default else os.environ.get(name)
+    if value is None and not default:
+        raise DlrunError(f"the config needs the environment variable {name}", f"export {name}=…")
+    return value
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Hydra's, OmegaConf's and YAML's exceptions as one sentence."""
+    try:
+        yield
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{_file_of(mark)}:{mark.line + 1}" if mark else "a conf file"
+        raise DlrunError(f"{where}: is not YAML: {getattr(error, 'problem', None) or error}") from error
+    except ConfigCompositionException as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, DlrunError):
+            raise cause from None
+        raise DlrunError(_first_line(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error.__context__
+        while cause is not None and not isinstance(cause, DlrunError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise DlrunError(f"config: {_first_line(error)}") from error
+
+
+def _file_of(mark: Any) -> str:
+    name = str(getattr(mark, "name", "")).strip("<>")
+    return re.sub(r"^file://", "", name) or "a conf file"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].removesuffix(".") if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------- origins
+
+
+def _origins(lines: list[str], parsed: list[Override]) -> dict[str, str]:
+    """Where each leaf was last set: the conf files in the order Hydra merges them, then the command line."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(config_name=PRIMARY, overrides=lines, run_mode=RunMode.RUN)
+    found: dict[str, str] = {}
+    for default in defaults.defaults:
+        loaded = loader.repository.load_config(default.config_path) if default.config_path else None
+        if loaded is None or default.config_path.startswith(("hydra", "_dummy")):
+            continue
+        root = str(loaded.path or "").removeprefix("file://")
+        origin = f"{loaded.provider}: {Path(root) / default.config_path}.yaml".replace("main: ", "packaged: ", 1)
+        package = "" if default.package in ("", "_global_", None) else f"{default.package}."
+        body: Any = OmegaConf.to_container(loaded.config, resolve=False)
+        for name in leaves({key: value for key, value in body.items() if key != "defaults"}):
+            found[package + name] = origin
+    for item in parsed:
+        if item.type is not OverrideType.DEL and not _is_group(item):
+            value = item.value()
+            names = leaves(value, item.key_or_group + ".") if isinstance(value, dict) and value else [item.key_or_group]
+            found |= dict.fromkeys(names, f"command line: {item.input_line}")
+    return found
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of a nested mapping's leaves; an empty mapping is a leaf."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

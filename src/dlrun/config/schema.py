@@ -1,0 +1,222 @@
+"""What a config may hold: frozen dataclasses with types, ranges and defaults. Decides what is legal.
+
+A component's own settings are not here: they are the signature of its `build` (registry.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple
+
+from dlrun.config.durations import Duration
+
+
+class Range(NamedTuple):
+    """Limits of a number; `above` and `below` are exclusive, `least` and `most` inclusive."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies within."""
+        return value == value and not (
+            (self.least is not None and value < self.least)
+            or (self.most is not None and value > self.most)
+            or (self.above is not None and value <= self.above)
+            or (self.below is not None and value >= self.below)
+        )
+
+    def __str__(self) -> str:
+        words = [("at least", self.least), ("at most", self.most), ("above", self.above), ("below", self.below)]
+        return " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+
+
+Positive = Annotated[int, Range(least=1)]
+Optional_Positive = Annotated[int | None, Range(least=1)]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned.
+
+    Settings:
+    name: the component, a file of tasks/
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how they are batched.
+
+    Settings:
+    name: the component, a file of data/
+    batch_size: examples of one optimizer step, over all processes and micro-batches
+    workers: loader processes, used where the data streams
+    augment: ordered mapping of augmentation to its settings, for training only, e.g. {flip: {}, mixup: {alpha: 0.2}}
+    """
+
+    name: str
+    batch_size: Positive = 128
+    workers: Annotated[int, Range(least=0)] = 2
+    augment: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture.
+
+    Settings:
+    name: the component, a file of models/
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights are updated.
+
+    Settings:
+    name: the component, a file of optimizers/
+    decay_all: let weight decay touch norms and biases too; they are spared otherwise
+    """
+
+    name: str
+    decay_all: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run.
+
+    Settings:
+    name: the component, a file of schedules/
+    warmup: the learning rate rises linearly from near zero over this long, then the schedule begins
+    """
+
+    name: str
+    warmup: Duration = field(default_factory=lambda: Duration.parse("0 steps"))
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """What to start from; the key of `source` is `from`.
+
+    Settings:
+    name: the component, a file of transfer/, or none
+    from: run:<id>, a file or folder of weights, torchvision:NAME, hub:ORG/NAME
+    """
+
+    name: str
+    source: str | None = field(default=None, metadata={"key": "from"})
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how precisely, and what is watched.
+
+    Settings:
+    duration: length of the run, in epochs, steps or minutes
+    evaluate_every: how often the validation split is evaluated
+    save_every: how often a checkpoint is written
+    log_every: steps between two rows of training metrics
+    precision: number format of the forward and backward pass; weights stay fp32
+    accumulate: micro-batches of one step; the batch is cut into as many
+    clip_norm: limit on the norm of all gradients together; null for none
+    clip_value: limit on each entry of the gradients; null for none
+    ema: decay of the averaged weights, which are then evaluated and kept, e.g. 0.999; null for none
+    patience: evaluations without improvement before an early stop; null for none
+    min_improvement: of the goal, below which an evaluation counts as none
+    keep: newest checkpoints kept, beside the best
+    deterministic: only deterministic algorithms; an error where an operation has none
+    overfit_one_batch: train on the first batch alone, to see whether the model can learn at all
+    diagnose: watch gradients and activations layer by layer, and judge them
+    """
+
+    duration: Duration = field(default_factory=lambda: Duration.parse("10 epochs"))
+    evaluate_every: Duration = field(default_factory=lambda: Duration.parse("1 epoch"))
+    save_every: Duration = field(default_factory=lambda: Duration.parse("1 epoch"))
+    log_every: Annotated[int, Range(least=1)] = 20
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: Positive = 1
+    clip_norm: Annotated[float | None, Range(above=0)] = None
+    clip_value: Annotated[float | None, Range(above=0)] = None
+    ema: Annotated[float | None, Range(above=0, below=1)] = None
+    patience: Optional_Positive = None
+    min_improvement: Annotated[float, Range(least=0)] = 0.0
+    keep: Positive = 2
+    deterministic: bool = False
+    overfit_one_batch: bool = False
+    diagnose: bool = False
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Where the run runs.
+
+    Settings:
+    device: auto takes the GPU if there is one, else the CPU
+    processes: on this machine; the batch is shared out among them
+    threads: of a process; null for its share of the cores
+    channels_last: keep pictures in channels-last memory format, which some convolutions run faster on
+    compile: run the model through torch.compile; the first steps are then slow
+    timeout_seconds: a silent process is given up after it
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Positive = 1
+    threads: Optional_Positive = None
+    channels_last: bool = False
+    compile: bool = False
+    timeout_seconds: Positive = 600
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the run is indexed.
+
+    Settings:
+    uri: an MLflow tracking store; null for MLFLOW_TRACKING_URI, else mlflow.db in the runs folder
+    experiment: MLflow's name for the collection of runs
+    system_metrics: record the load of processor, memory and GPUs
+    """
+
+    uri: str | None = None
+    experiment: str = "dlrun"
+    system_metrics: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made from; config.yaml is this, resolved.
+
+    Settings:
+    seed: of weights, order, augmentation and splits; the same seed gives the same run
+    name: of the run, for people
+    """
+
+    task: TaskConfig
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    transfer: TransferConfig
+    hardware: HardwareConfig
+    tracking: TrackingConfig
+    seed: Annotated[int, Range(least=0, below=2**63)] = 0
+    name: str = ""
+
+
+COMPONENT_GROUPS = ("task", "data", "model", "optimizer", "schedule", "transfer")
+GROUPS = (*COMPONENT_GROUPS, "train", "hardware", "tracking", "experiment")

@@ -1,0 +1,293 @@
+"""The vocabulary every room shares: batches, what data is, what tasks, splits and tools must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from dlrun.errors import DlrunError, did_you_mean
+from dlrun.randomness import Draws
+
+# One tensor a field; the first dimension is the example. "id" (int64 row numbers) is always there.
+Batch = dict[str, Tensor]
+Row = dict[str, Any]  # one example as a person gives it, or one prediction as a person reads it
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The metric being chased: what best, early stopping and a sweep mean."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether value improves on an earlier one (None: nothing was measured yet)."""
+        if value != value:
+            return False
+        if than is None or than != than:
+            return True
+        return value > than if self.mode == "max" else value < than
+
+
+class Loss(NamedTuple):
+    """A loss summed over targets, and how many targets it was summed over."""
+
+    sum: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of its data, as plain JSON values; written to spec.json.
+
+    inputs: the batch fields handed to the model, in order.   target: the field to predict.
+    sizes: e.g. {"classes": 10, "channels": 1}.               shapes: of one example's inputs.
+    labels: names of the classes, in order of their index.
+    assets: facts of the input pipeline (means, column names, vocabularies' files).
+    """
+
+    inputs: tuple[str, ...]
+    target: str
+    sizes: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    labels: tuple[str, ...] = ()
+    assets: dict[str, Any] = field(default_factory=dict)
+
+    def size(self, name: str) -> int:
+        """A size by name. Raises DlrunError that says what this data does have."""
+        if name not in self.sizes:
+            has = ", ".join(f"{key}={value}" for key, value in sorted(self.sizes.items())) or "no sizes"
+            raise DlrunError(
+                f"this task or model needs data with '{name}'; this data set has {has}",
+                did_you_mean(name, self.sizes, "choose another task, model or data set: dlrun list"),
+            )
+        return self.sizes[name]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example of the only input. Raises DlrunError where there are several."""
+        if len(self.inputs) != 1:
+            raise DlrunError(
+                f"this model takes one input; the data set has {len(self.inputs)}: {', '.join(self.inputs)}"
+            )
+        return self.shapes[self.inputs[0]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values that `from_json` turns back into an equal DataSpec."""
+        return asdict(self) | {
+            "inputs": list(self.inputs),
+            "labels": list(self.labels),
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> DataSpec:
+        """The inverse of `to_json`."""
+        shapes = {name: tuple(shape) for name, shape in stored["shapes"].items()}
+        return DataSpec(
+            tuple(stored["inputs"]),
+            stored["target"],
+            dict(stored["sizes"]),
+            shapes,
+            tuple(stored["labels"]),
+            dict(stored["assets"]),
+        )
+
+
+class Split(Protocol):
+    """Rows of one split. `gather` is a pure function of the rows, and is safe in worker processes."""
+
+    in_memory: bool  # True: gather is an index into tensors; False: it decodes, and wants workers
+
+    def __len__(self) -> int: ...
+
+    def gather(self, rows_B: Tensor) -> Batch:
+        """CPU tensors of these row numbers, "id" included. May leave out rows that are skipped as bad."""
+        ...
+
+
+class Inputs(Protocol):
+    """The input pipeline of a run, rebuilt from its DataSpec alone."""
+
+    def encode(self, rows: Sequence[Row]) -> Batch:
+        """New rows (paths, pictures, numbers, words) as the batch fields named in spec.inputs."""
+        ...
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Stored fields to model inputs on the batch's device (uint8 pixels to normalised floats)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a data component builds. Splits are named train, valid and test; valid and test may be absent.
+
+    notes: what was guessed or made, one sentence each, shown to the user.
+    fingerprint: changes when the content does; recorded in the run.
+    """
+
+    spec: DataSpec
+    splits: dict[str, Split]
+    inputs: Inputs
+    notes: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    def split(self, name: str) -> Split:
+        """A split by name. Raises DlrunError naming those that exist."""
+        if name not in self.splits:
+            raise DlrunError(f"the data has no '{name}' split; it has {', '.join(sorted(self.splits))}")
+        return self.splits[name]
+
+
+# Batch operation for training only, before `Inputs.prepare`, so pixels are still in 0..255.
+Augmentation = Callable[[Batch, Draws], Batch]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a predictor says of examples, by their ids; every field's first dimension is the example."""
+
+    ids: Tensor
+    fields: dict[str, Tensor]
+
+    @staticmethod
+    def concatenate(parts: Sequence[Outputs]) -> Outputs:
+        """One Outputs of several, in order. Fields must agree in name and shape."""
+        names = parts[0].fields
+        return Outputs(
+            torch.cat([part.ids for part in parts]),
+            {name: torch.cat([part.fields[name] for part in parts]) for name in names},
+        )
+
+    def by_id(self) -> Outputs:
+        """The same examples in ascending order of id."""
+        order = torch.argsort(self.ids)
+        return Outputs(self.ids[order], {name: field[order] for name, field in self.fields.items()})
+
+
+class Metric(Protocol):
+    """A number that is a function of sums, so that ranks can be added up."""
+
+    def update(self, outputs: Outputs) -> None: ...
+
+    def state(self) -> list[Tensor]:
+        """The float64 sums; `reduce` adds them over ranks in place."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Values by name, e.g. {"accuracy": 0.98}."""
+        ...
+
+
+@runtime_checkable
+class WithTables(Protocol):
+    """A metric with something to show beside numbers."""
+
+    def tables(self) -> dict[str, list]:
+        """Nested lists by name, e.g. {"confusion": counts [C][C]}."""
+        ...
+
+
+class Task(Protocol):
+    """What a model is trained to do. Owns no trained model, optimizer or device."""
+
+    goal: Goal
+    additive: bool  # False: the loss is no sum over targets (DESIGN: micro-batches are then averaged)
+
+    def count(self, batch: Batch) -> int:
+        """Targets in this batch; no device synchronisation."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss: ...
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Predictions by example id, mergeable; holds the target's field where the batch has one."""
+        ...
+
+    def metrics(self) -> list[Metric]:
+        """Fresh metrics, to be updated with `outputs`."""
+        ...
+
+    def rows(self, outputs: Outputs) -> list[Row]:
+        """Predictions a person can read, one dict an example."""
+        ...
+
+
+class WithParts(Protocol):
+    """A task wrapper that trains something of its own (projections, group weights)."""
+
+    parts: nn.Module
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A model whose forward is not yet tensors in, tensors out."""
+
+    def exportable(self) -> nn.Module:
+        """A module from tensors to tensors, equal to the model."""
+        ...
+
+
+Schedule = Callable[[float], float]  # position in [0, total_steps] -> factor on the learning rate
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors to start from, where they came from (for the report), and their classes' names where known."""
+
+    tensors: dict[str, Tensor]
+    origin: str
+    labels: tuple[str, ...] = ()
+
+
+class Tools(Protocol):
+    """The only way up for a component: what a command lends it."""
+
+    seed: int
+    assets: Path | None  # the source run's assets folder: a tokenizer or id map there is used, never rebuilt
+
+    def weights(self, source: str) -> Weights:
+        """The weights a transfer source names: run:<id>, a file or folder, or a library's own."""
+        ...
+
+
+@dataclass
+class Transferred:
+    """A model fitted to its new task.
+
+    loaded, missing, unexpected: names of tensors, for the report.
+    frozen: prefixes of parameters that do not train, kept in eval mode.
+    lr_scales: for each parameter prefix, longest match wins, a factor on the learning rate.
+    unfreeze_at: for each parameter prefix, the fraction of training before which it stays still.
+    head: name of the module that was replaced (or is to train alone).
+    """
+
+    model: nn.Module
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    frozen: tuple[str, ...] = ()
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    unfreeze_at: dict[str, float] = field(default_factory=dict)
+    head: str = ""
+    cache_features: bool = False
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Turns examples into Outputs and owns its input pipeline: a trained model, an ensemble, a compressed model."""
+
+    spec: DataSpec
+    task: Task
+
+    def predict_split(self, split: str) -> Outputs: ...
+
+    def predict_rows(self, rows: Sequence[Row]) -> Outputs: ...
+
+
+MicroBatches = Iterator[list[Batch]]

@@ -1,0 +1,1 @@
+"""Architectures: each file builds one family from what is known of the data."""

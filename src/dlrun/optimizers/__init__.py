@@ -1,0 +1,1 @@
+"""Optimizers: each file builds one over the parameter groups of a run."""

@@ -1,0 +1,118 @@
+"""Load given tensors into a model: by name and shape, with a fresh head where the classes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dlrun.contracts import Transferred, Weights
+from dlrun.errors import DlrunError, nearest
+from dlrun.transfer import _layout
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, and trainers around a model
+
+
+def fit(model: nn.Module, weights: Weights, labels: tuple[str, ...], replace_head: bool | None) -> Transferred:
+    """Copy into the model, in place, every tensor of the weights that fits.
+
+    labels: the classes of the new task. replace_head: whether the head keeps its fresh start; None: where the
+    weights are known to be of other classes, or its shape differs.
+    Names lose the prefixes that wrappers add. Images with another number of channels: the first convolution's
+    weights are summed over their input channels and shared out evenly.
+    Returns loaded, missing (of the model, the fresh head included) and unexpected (of the weights, unused); `head`
+    names the head if it stays fresh. Raises: DlrunError if nothing fits.
+    """
+    target = model.state_dict()
+    given = _plain_names(weights.tensors, target)
+    head = _layout.find_head(model)
+    fresh = head if _starts_fresh(head, target, given, weights.labels, labels, replace_head) else ""
+    first = _first_convolution(model)
+    result = Transferred(model, head=fresh)
+    for name, tensor in target.items():
+        fitted = None if _layout.inside(name, fresh) else _fitted(given.get(name), tensor, name == first)
+        if fitted is None:
+            result.missing.append(name)
+        else:
+            with torch.no_grad():
+                tensor.copy_(fitted)
+            result.loaded.append(name)
+    result.unexpected = sorted(given.keys() - set(result.loaded))
+    if not result.loaded:
+        raise _nothing_fits(weights, given, target, fresh)
+    return result
+
+
+def _plain_names(tensors: Mapping[str, Tensor], known: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors by names of the model where taking wrappers' prefixes off leads to one."""
+    known = set(known)
+    return {_plain_name(name, known): tensor for name, tensor in tensors.items()}
+
+
+def _plain_name(name: str, known: set[str]) -> str:
+    plain = name
+    while plain not in known:
+        wrapper = next((wrapper for wrapper in _WRAPPERS if plain.startswith(wrapper)), None)
+        if wrapper is None:
+            return plain
+        plain = plain.removeprefix(wrapper)
+    return plain
+
+
+def _starts_fresh(
+    head: str,
+    target: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    old_labels: tuple[str, ...],
+    labels: tuple[str, ...],
+    replace_head: bool | None,
+) -> bool:
+    names = [name for name in target if _layout.inside(name, head)]
+    fits = all(name in given and given[name].shape == target[name].shape for name in names)
+    if replace_head is False and not fits:
+        raise DlrunError(
+            f"transfer.replace_head: the head '{head}' of the weights does not fit {len(labels) or 'the'} classes",
+            "transfer.replace_head=null",
+        )
+    if replace_head is not None:
+        return replace_head
+    return not fits or bool(old_labels and labels and old_labels != labels)
+
+
+def _first_convolution(model: nn.Module) -> str:
+    """Name of the weight that meets the input channels; empty where there is none."""
+    names = (f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d))
+    return next(names, "")
+
+
+def _fitted(given: Tensor | None, target: Tensor, meets_channels: bool) -> Tensor | None:
+    """The tensor to copy, or None."""
+    if given is None or given.shape == target.shape:
+        return given
+    same_but_channels = (
+        given.dim() == target.dim() and given.shape[:1] + given.shape[2:] == target.shape[:1] + target.shape[2:]
+    )
+    if meets_channels and target.dim() > 2 and same_but_channels:
+        return (given.sum(1, keepdim=True) / target.shape[1]).expand_as(target)
+    return None
+
+
+def _nothing_fits(
+    weights: Weights, given: Mapping[str, Tensor], target: Mapping[str, Tensor], fresh: str
+) -> DlrunError:
+    counts = f"none of the {len(given)} tensors of {weights.origin} fits one of the model's {len(target)}"
+    examples = f"the weights have e.g. {_examples(given)}; the model has e.g. {_examples(target)}"
+    if fresh and all(_layout.inside(name, fresh) for name in target):
+        examples = f"the model is nothing but a head ('{fresh}'), which starts anew"
+    close = [(name, nearest(name, target)) for name in list(given)[:20]]
+    hints = [f"{name} is nearest to {other}" for name, other in close if other]
+    return DlrunError(
+        f"transfer.from: {counts}: {examples}", hints[0] if hints else "use the model they were made with"
+    )
+
+
+def _examples(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(
+        f"{name} {'x'.join(map(str, tensor.shape))}".rstrip() for name, tensor in list(tensors.items())[:3]
+    )

@@ -1,0 +1,60 @@
+"""Columns of numbers of a source as float32 rows of features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from dlrun.data._bad import BadRows
+from dlrun.data._source import Source
+
+_HASHED_AT_ONCE = 65_536  # rows
+
+
+class Numbers:
+    """A row of features for each row of the source; an empty, infinite or too large cell makes a bad row."""
+
+    field = "features"
+
+    def __init__(self, source: Source, columns: tuple[str, ...]) -> None:
+        self.source, self.columns = source, columns
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
+        return 4 * len(self.columns)
+
+    def read(self, rows: np.ndarray, bad: BadRows) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [len(rows), F] and which rows are finite (bool); the others are zero."""
+        values = np.empty((len(rows), len(self.columns)), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            for index, cells in enumerate(self._cells(rows)):
+                values[:, index] = cells
+        is_finite = np.isfinite(values)
+        is_good = np.all(is_finite, axis=1)
+        for index in np.flatnonzero(~is_good).tolist():
+            column = self.columns[int(np.argmin(is_finite[index]))]
+            bad.report(self.source.place(int(rows[index])), f"no finite number in column '{column}'")
+        values[~is_good] = 0
+        return values, is_good
+
+    def digest(self, rows: np.ndarray) -> bytes:
+        """A hash of the columns' names and of all their cells."""
+        total = hashlib.blake2b("\x1f".join(self.columns).encode(), digest_size=16)
+        for start in range(0, len(rows), _HASHED_AT_ONCE):
+            for cells in self._cells(rows[start : start + _HASHED_AT_ONCE]):
+                total.update(cells.tobytes())
+        return total.digest()
+
+    def _cells(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """float64 cells of these rows, a column at a time; an empty cell is nan."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        taken = pa.array(rows)
+        for name in self.columns:
+            cells = self.source.table.column(name).take(taken)
+            cells = pc.cast(cells, pa.uint8()) if pa.types.is_boolean(cells.type) else cells
+            yield pc.cast(cells, pa.float64(), safe=False).to_numpy()

@@ -1,0 +1,79 @@
+"""Any local file or folder: parquet, csv, json lines, or pictures in class folders."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
+from dlrun.data._assemble import Settings, assemble, spec_of
+from dlrun.data._bad import BadRows
+from dlrun.data._inputs import make_inputs
+from dlrun.data._splits import HoldOut
+from dlrun.errors import DlrunError
+
+
+def build(
+    tools: Tools,
+    *,
+    path: str = "",
+    target: str | None = None,
+    image: str | None = None,
+    columns: list | None = None,
+    splits: dict | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    valid_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    valid_size: int | None = None,
+    test_size: int | None = None,
+    train_size: int | None = None,
+    split_seed: int | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
+    max_bad: int = 10,
+    memory: Literal["auto", "always", "never"] = "auto",
+    mean: list | None = None,
+    std: list | None = None,
+) -> Dataset:
+    """Rows of local files, with a label to predict from a picture or from numbers.
+
+    Settings:
+        path: a file, or a folder of split files, of split folders, or of class folders; ~ and relative paths work.
+        target: the label's column; guessed from a declared class label or a name such as label, target, class.
+        image: the picture's column (bytes, or paths relative to the file); guessed.
+        columns: the columns of numbers to learn from, where there is no picture; all but the label unless set.
+        splits: {train: NAME, valid: NAME, test: NAME}, each the name of a split, a file, a folder or a pattern.
+        image_size: height and width in pixels that every picture is scaled to; needed if they differ in size.
+        channels: 1 grey, 3 colour; guessed from a sample of the pictures.
+        valid_fraction: share of the training rows held out if no valid split is given, in [0, 1).
+        test_fraction: the same for the test split.
+        valid_size: rows held out for valid, instead of the fraction.
+        test_size: rows held out for test, instead of the fraction.
+        train_size: use this many of the training rows that remain, stratified by label.
+        split_seed: chooses the rows held out; the run's seed unless set.
+        on_bad: raise at a row that cannot be read, or skip it.
+        max_bad: rows that may be skipped before it is an error; a stream counts in each worker process.
+        memory: auto holds decoded rows in memory if they take at most a quarter of what is free, else streams them.
+        mean: of each channel (pixels as 0..1) or feature, for normalising; measured over the training rows.
+        std: as mean.
+    """
+    from dlrun.data._files import find
+    from dlrun.data._tables import load
+
+    known = spec_of(tools)
+    parts, notes = find(path, splits)
+    if "train" not in parts and known is None:
+        raise DlrunError(
+            f"data.path={path}: there is a {' and a '.join(parts)} split, but no training rows",
+            "say which they are: data.splits.train=NAME",
+        )
+    seed = tools.seed if split_seed is None else split_seed
+    hold_out = HoldOut(seed, valid_fraction, test_fraction, valid_size, test_size, train_size)
+    settings = Settings(
+        hold_out, BadRows(on_bad, max_bad), target, image, columns, image_size, channels, memory, mean, std
+    )
+    return assemble({split: load(part) for split, part in parts.items()}, settings, known, notes)
+
+
+def inputs(spec: DataSpec) -> Inputs:
+    """The input pipeline of a run that was trained on such data."""
+    return make_inputs(spec)

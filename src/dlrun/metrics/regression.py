@@ -1,0 +1,50 @@
+"""Metrics of predicted numbers: loss, mse, mae and r2."""
+
+# N examples, T targets of an example
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dlrun.contracts import Outputs
+from dlrun.metrics.reduce import Sums
+
+
+class Regression:
+    """loss (mean over targets), mse, mae, and r2 (mean over targets of the share of variance explained).
+
+    Reads the fields prediction [N, T] and target [N, T]; outputs without targets count for nothing.
+    elementwise: the loss of each target, (prediction, target) -> same shape.
+    r2 of a target that never varies is 1 if it is always hit and else 0, as in scikit-learn.
+    """
+
+    def __init__(self, num_targets: int, elementwise: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._elementwise = elementwise
+        self._sums = Sums(6, num_targets)  # examples, loss, squared errors, absolute errors, targets, squared targets
+
+    def update(self, outputs: Outputs) -> None:
+        """Add a batch's sums."""
+        if "target" not in outputs.fields:
+            return
+        prediction_NT, target_NT = outputs.fields["prediction"].double(), outputs.fields["target"].double()
+        error_NT = prediction_NT - target_NT
+        rows = [torch.ones_like(error_NT), self._elementwise(prediction_NT, target_NT), error_NT**2, error_NT.abs()]
+        self._sums.add(torch.stack([row.sum(0) for row in [*rows, target_NT, target_NT**2]]))
+
+    def state(self) -> list[Tensor]:
+        """The sums by target, [6, T]."""
+        return [self._sums.on_cpu()]
+
+    def compute(self) -> dict[str, float]:
+        """NaN where nothing was counted."""
+        count_T, loss_T, squared_T, absolute_T, target_T, target_squared_T = self._sums.on_cpu()
+        variation_T = (target_squared_T - target_T**2 / count_T).clamp(min=0)
+        # Sums of squares cancel to about 1e-16 of themselves: below that a target does not vary.
+        varies_T = variation_T > 1e-12 * target_squared_T
+        r2_T = torch.where(varies_T, 1 - squared_T / variation_T, (squared_T == 0).double())
+        means = {"loss": loss_T / count_T, "mse": squared_T / count_T, "mae": absolute_T / count_T}
+        r2 = r2_T.mean().item() if count_T.sum() else float("nan")
+        return {name: mean_T.mean().item() for name, mean_T in means.items()} | {"r2": r2}

@@ -1,0 +1,1 @@
+"""One verb a file: what `dlrun VERB` does, by calling the rooms below."""

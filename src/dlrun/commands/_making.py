@@ -1,0 +1,235 @@
+"""Making, tracking and finishing a run: what every verb that makes one shares."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlrun import launch, runs
+from dlrun.config import check, convert
+from dlrun.config.schema import RunConfig
+from dlrun.config.secrets import redact
+from dlrun.errors import DlrunError, Exit
+from dlrun.registry import ROOMS, Registry, digest
+
+_RECORDED = (
+    "dlrun",
+    "torch",
+    "torchvision",
+    "numpy",
+    "safetensors",
+    "mlflow",
+    "hydra-core",
+    "datasets",
+    "transformers",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a sitting of a run ended. signal: SIGINT or SIGTERM, or None."""
+
+    run: runs.Run
+    signal: str | None
+
+
+def new_run(
+    config: RunConfig,
+    registry: Registry,
+    folder: Path,
+    *,
+    verb: str,
+    parents: Sequence[str] = (),
+    require_tracking: bool = False,
+    reporter: Any = None,
+) -> runs.Run:
+    """Make a run's folder with all that is known before it starts, and its MLflow run.
+
+    Raises: DlrunError with code TRACKING if the store is unreachable and that was not allowed.
+    """
+    from dlrun import tracking
+
+    created = time.time()
+    started = tracking.start_run(
+        folder, uri=config.tracking.uri, experiment=config.tracking.experiment, name=config.name,
+        params=convert.to_plain(config), tags=_tags(verb, parents), created_ms=int(created * 1000),
+        parent_id=parents[0] if verb == "train" and parents else None,
+    )  # fmt: skip
+    if not started.tracked:
+        if require_tracking:
+            shutil.rmtree(folder / started.id, ignore_errors=True)
+            raise DlrunError(
+                f"the tracking store is unreachable: {started.reason}",
+                "start it, or leave out --require-tracking",
+                Exit.TRACKING,
+            )
+        if reporter is not None:
+            reporter.note(f"tracking: {started.reason}; the run goes on, and MLflow gets it later")
+    used = user_components(config, registry)
+    run = runs.create(folder, runs.RunRecord(
+        id=started.id, verb=verb, name=config.name, parents=tuple(parents), created=created,
+        components={name: digest(path) for name, path in used.items()}, command=_command(),
+    ))  # fmt: skip
+    check.write(run.folder, config)
+    runs.write_json(run.folder / "environment.json", environment())
+    for name, path in used.items():
+        (run.folder / "components" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, run.folder / "components" / name)
+    return run
+
+
+def user_components(config: RunConfig, registry: Registry) -> dict[str, Path]:
+    """The user's own component files that this config uses, "models/mynet.py" -> path."""
+    chosen = [
+        (kind, getattr(config, kind).name) for kind in ("task", "data", "model", "optimizer", "schedule", "transfer")
+    ]
+    chosen += [("augment", name) for name in config.data.augment]
+    found = [registry.component(kind, name) for kind, name in chosen if name != "none"]
+    return {f"{ROOMS[item.kind]}/{item.name}.py": item.path for item in found if item.users}
+
+
+def execute(run: runs.Run, config: RunConfig, registry: Registry, reporter: Any) -> Ended:
+    """Run to the end under the run's lock, mirrored to MLflow; the run's status says how it ended.
+
+    Raises: DlrunError as the training raised it, after the run was marked FAILED.
+    """
+    from dlrun import tracking
+
+    with runs.hold(run.folder):
+        run = run.update(status="RUNNING", reason="", ended=None)
+        tracking.set_running(run.folder)
+        mirror = tracking.Mirror(run.folder, report=reporter.note)
+        try:
+            mirror.start()
+            how = launch.execute(run, config, registry, reporter)
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt)
+            message = error.message if isinstance(error, DlrunError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(DlrunError):  # a full disk must not hide what went wrong first
+                _close(
+                    run, mirror, "KILLED" if killed else "FAILED", redact(message.splitlines()[-1]) if message else ""
+                )
+            raise
+        caught = how if how in ("SIGINT", "SIGTERM") else None
+        run = _close(run, mirror, "KILLED" if caught else "FINISHED", how)
+    return Ended(run, caught)
+
+
+def _close(run: runs.Run, mirror: Any, status: runs.Status, reason: str) -> runs.Run:
+    mirror.close(timeout_seconds=10)
+    return finish(run, status, reason)
+
+
+def finish(run: runs.Run, status: runs.Status, reason: str) -> runs.Run:
+    """Say how a run ended, in its folder and to MLflow."""
+    from dlrun import tracking
+
+    run = run.update(status=status, reason=reason, ended=time.time(), tracking_id=tracking.mlflow_run_id(run.folder))
+    if not tracking.finish_run(run.folder, status, int(time.time() * 1000), timeout_seconds=10):
+        print("tracking: MLflow has not got everything; the next dlrun command sends the rest", file=sys.stderr)
+    return run
+
+
+def _command() -> str:
+    return redact(" ".join(["dlrun", *sys.argv[1:]]))
+
+
+def _tags(verb: str, parents: Sequence[str]) -> dict[str, Any]:
+    tags: dict[str, Any] = {"dlrun.verb": verb, "mlflow.source.name": "dlrun", "mlflow.source.type": "LOCAL"}
+    if parents:
+        tags["dlrun.parents"] = " ".join(parents)
+    commit = git_commit()
+    if commit["commit"]:
+        tags |= {"mlflow.source.git.commit": commit["commit"], "dlrun.git.dirty": str(commit["dirty"]).lower()}
+    with contextlib.suppress(Exception):  # no user database in a container
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+def git_commit() -> dict[str, Any]:
+    """The commit of the folder we stand in, and whether files differ from it; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return {"commit": None, "dirty": None}
+    if commit.returncode:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware, for environment.json. Imports none of the libraries it names."""
+    versions = {}
+    for name in _RECORDED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "git": git_commit(),
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Cores, memory and GPUs, read without torch."""
+    import psutil
+
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [],
+    }
+    with contextlib.suppress(Exception):  # no NVIDIA driver
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        found["gpus"] = [
+            {
+                "name": str(pynvml.nvmlDeviceGetName(handle)),
+                "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+            }
+            for handle in handles
+        ]
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def result_object(run: runs.Run) -> dict[str, Any]:
+    """The JSON object that --json prints: names that scripts rely on."""
+    result = run.result or {}
+    goal = result.get("goal") or {"name": None, "value": None, "split": None}
+    return {
+        "run_id": run.id, "run_dir": str(run.folder), "status": run.status,
+        "goal": {key: goal.get(key) for key in ("name", "value", "split")}, "metrics": result.get("metrics", {}),
+        "seconds": result.get("seconds"), "rate": result.get("rate", {}), "parents": list(run.record.parents),
+    }  # fmt: skip
+
+
+def note_resume(run: runs.Run, changes: Mapping[str, Any]) -> None:
+    """Append one line to resumes.jsonl."""
+    with open(run.folder / "resumes.jsonl", "a") as file:
+        file.write(json.dumps({"time": time.time(), "changes": dict(changes)}) + "\n")

@@ -1,0 +1,263 @@
+"""`dlrun train`: a run from a config, or on from where one stopped."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dlrun import launch, runs
+from dlrun.commands import _making as making
+from dlrun.commands._terminal import TerminalReporter, print_json, result_console, sparkline, table
+from dlrun.config import check, convert
+from dlrun.config.compose import compose, compose_on, leaves
+from dlrun.config.schema import RunConfig
+from dlrun.errors import DlrunError, Exit
+from dlrun.registry import Registry
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of the command."""
+
+    runs: Path
+    registry: Registry
+    config_dir: Path | None = None
+    as_json: bool = False
+    require_tracking: bool = False
+
+
+def train(overrides: Sequence[str], options: Options) -> int:
+    """Make a run and train it. Returns the exit code."""
+    reporter = TerminalReporter()
+    if launch.adopt_job():
+        return _train_in_job(overrides, options, reporter)
+    config = composed(overrides, options)
+    run = making.new_run(
+        config,
+        options.registry,
+        options.runs,
+        verb="train",
+        require_tracking=options.require_tracking,
+        reporter=reporter,
+    )
+    return run_and_show(run, config, options, reporter)
+
+
+def composed(overrides: Sequence[str], options: Options) -> RunConfig:
+    """The config of a command line. Raises: DlrunError."""
+    return convert.to_config(compose(overrides, config_dir=options.config_dir).values, options.registry)
+
+
+def run_and_show(run: runs.Run, config: RunConfig, options: Options, reporter: TerminalReporter) -> int:
+    """Train, draw, and print what came out; the exit code says how it ended."""
+    reporter.note(f"run {run.short_id}: {config.model.name} on {config.data.name}, {config.train.duration}")
+    ended = making.execute(run, config, options.registry, reporter)
+    if ended.signal is None:
+        _draw(ended.run)
+    show(ended.run, options)
+    if ended.signal:
+        reporter.note(
+            f"stopped by {ended.signal}; a checkpoint is saved. Go on with: dlrun train --resume {run.short_id}"
+        )
+        return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
+    return int(Exit.OK)
+
+
+def _draw(run: runs.Run) -> None:
+    from dlrun import serving
+    from dlrun.commands import _figures
+
+    _figures.draw(run)
+    serving.write_mlmodel(run.folder, run_id=run.id)
+
+
+def show(run: runs.Run, options: Options) -> None:
+    """The final table (or the JSON object) on stdout."""
+    if options.as_json:
+        print_json(making.result_object(run))
+        return
+    console, result = result_console(), run.result
+    if result:
+        console.print(table(["metric", "value"], [[name, value] for name, value in result["metrics"].items()]))
+        _curves(run, console)
+    console.print(f"run      {run.id}  {run.status}")
+    console.print(f"folder   {run.folder}", soft_wrap=True)
+    console.print(f"see it   dlrun ui{_runs_flag(options)}", soft_wrap=True)
+
+
+def _curves(run: runs.Run, console: Any) -> None:
+    from dlrun.training.metrics_log import histories, read_rows
+
+    found = histories(read_rows(run.metrics_file))
+    goal = f"valid/{run.result['goal']['name']}" if run.result else ""
+    for name in ("train/loss", goal):
+        values = [value for _, value in found.get(name, [])]
+        if len(values) > 1:
+            console.print(f"{name:<16} {sparkline(values)}  {values[0]:.4g} → {values[-1]:.4g}", markup=False)
+
+
+def _runs_flag(options: Options) -> str:
+    return "" if options.runs == runs.runs_folder() else f" --runs {options.runs}"
+
+
+# ---------------------------------------------------------------- resume
+
+
+def resume(reference: str, overrides: Sequence[str], options: Options) -> int:
+    """Go on with a run from its newest checkpoint. A finished run, unchanged, is only shown."""
+    reporter = TerminalReporter()
+    run = runs.find(options.runs, reference)
+    if run.record.verb != "train":
+        raise DlrunError(
+            f"run {run.short_id} is a {run.record.verb}, and only a train run is resumed here", "see: dlrun runs"
+        )
+    warn_if_components_differ(run, options.registry, reporter)
+    config = check.read(run.folder, options.registry)
+    changed = _changed(run, config, overrides, options)
+    if run.status == "FINISHED" and changed == config and run.result:
+        reporter.note(f"run {run.short_id} is finished; nothing is left to do")
+        show(run, options)
+        return int(Exit.OK)
+    with runs.hold(run.folder):  # refuse a second one before anything is written
+        making.note_resume(run, _differences(config, changed))
+        (run.folder / "result.json").unlink(missing_ok=True)
+        check.write(run.folder, changed)
+    return run_and_show(run, changed, options, reporter)
+
+
+def _changed(run: runs.Run, config: RunConfig, overrides: Sequence[str], options: Options) -> RunConfig:
+    """The config with what a resume may change. Raises: DlrunError for anything else."""
+    if not overrides:
+        return config
+    values = compose_on(check.read_plain(run.folder), overrides, config_dir=options.config_dir).values
+    changed = convert.to_config(values, options.registry)
+    for name in _differences(config, changed):
+        if name == "train.duration":
+            _longer(config, changed)
+        elif not name.startswith(("hardware.", "tracking.")) and name != "data.workers":
+            raise DlrunError(
+                f"--resume cannot change {name}: the run would not be the same run",
+                f"start a new one: dlrun train … transfer=finetune transfer.from=run:{run.short_id}",
+            )
+    return changed
+
+
+def _longer(config: RunConfig, changed: RunConfig) -> None:
+    old, new = config.train.duration, changed.train.duration
+    if new.unit != old.unit or new.value < old.value:
+        raise DlrunError(f"--resume can only make the run longer than '{old}'; '{new}' was given", "use the same unit")
+
+
+def _differences(old: RunConfig, new: RunConfig) -> dict[str, list[Any]]:
+    before, after = leaves(convert.to_plain(old)), leaves(convert.to_plain(new))
+    return {
+        name: [before.get(name), after.get(name)]
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
+def warn_if_components_differ(run: runs.Run, registry: Registry, reporter: TerminalReporter) -> None:
+    """Say so if the user's component files are not those the run was made with."""
+    from dlrun.registry import digest
+
+    for name, stated in run.record.components.items():
+        path = registry.components / name if registry.components else None
+        if path is None or not path.exists():
+            raise DlrunError(
+                f"run {run.short_id} uses your component {name}, which is not found",
+                f"say --components DIR (a copy is in {run.folder / 'components'})",
+            )
+        if digest(path) != stated:
+            reporter.note(
+                f"warning: {name} has changed since run {run.short_id} was made (its copy is in the run folder)"
+            )
+
+
+# ---------------------------------------------------------------- several seeds
+
+
+def train_seeds(count: int, overrides: Sequence[str], options: Options) -> int:
+    """The same config with `count` seeds, as children of one parent run with mean and standard deviation."""
+    reporter = TerminalReporter()
+    config = composed(overrides, options)
+    parent = making.new_run(
+        config,
+        options.registry,
+        options.runs,
+        verb="seeds",
+        require_tracking=options.require_tracking,
+        reporter=reporter,
+    )
+    children: list[runs.Run] = []
+    with runs.hold(parent.folder):
+        for seed in range(config.seed, config.seed + count):
+            reporter.note(f"seed {seed} ({len(children) + 1} of {count})")
+            own = replace(config, seed=seed, name=f"{config.name or parent.short_id} seed {seed}")
+            child = making.new_run(
+                own, options.registry, options.runs, verb="train", parents=[parent.id], reporter=reporter
+            )
+            parent = parent.update(children=(*parent.record.children, child.id))
+            ended = making.execute(child, own, options.registry, reporter)
+            children.append(ended.run)
+            if ended.signal:
+                making.finish(parent, "KILLED", ended.signal)
+                reporter.note(f"stopped by {ended.signal}; go on with: dlrun train --resume {child.short_id}")
+                return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
+            _draw(ended.run)
+        runs.write_json(parent.folder / "result.json", _summary(children))
+        parent = making.finish(parent, "FINISHED", "complete")
+    show(parent, options)
+    return int(Exit.OK)
+
+
+def _summary(children: Sequence[runs.Run]) -> dict[str, Any]:
+    """Mean and sample standard deviation of every metric over the children's results."""
+    results = [child.result for child in children if child.result]
+    metrics: dict[str, float] = {}
+    for name in results[0]["metrics"]:
+        values = [result["metrics"][name] for result in results]
+        metrics[name] = mean = sum(values) / len(values)
+        spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+        metrics[f"{name}_std"] = math.sqrt(spread)
+    goal = results[0]["goal"]
+    value = metrics.get(f"{goal['split']}/{goal['name']}")
+    rates = [result["rate"]["samples_per_second"] or 0.0 for result in results]
+    return {
+        "goal": {**goal, "value": value},
+        "metrics": metrics,
+        "seeds": len(results),
+        "step": results[0]["step"],
+        "seconds": sum(result["seconds"] for result in results),
+        "rate": {"samples_per_second": sum(rates) / len(rates)},
+    }
+
+
+# ---------------------------------------------------------------- inside a job
+
+
+def _train_in_job(overrides: Sequence[str], options: Options, reporter: TerminalReporter) -> int:
+    run, main = launch.in_job(
+        lambda: making.new_run(
+            composed(overrides, options),
+            options.registry,
+            options.runs,
+            verb="train",
+            require_tracking=options.require_tracking,
+        )
+    )
+    config = check.read(run.folder, options.registry)
+    if main:
+        return run_and_show(run, config, options, reporter)
+    from dlrun import worker
+
+    try:
+        how = worker.train(run.folder, options.registry, worker.Silent())
+    except BaseException as error:
+        worker.write_failure(run.folder, int(os.environ["RANK"]), error)
+        raise
+    return {"SIGINT": int(Exit.INTERRUPTED), "SIGTERM": int(Exit.TERMINATED)}.get(how, int(Exit.OK))

@@ -1,0 +1,1 @@
+"""The engine: one loop, its state, its checkpoints."""

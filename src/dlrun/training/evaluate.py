@@ -1,0 +1,62 @@
+"""Evaluation: a model over a split, to metrics or to Outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from dlrun.contracts import Batch, Inputs, Outputs, Split, Task, WithTables
+from dlrun.training.distributed import World
+from dlrun.training.precision import Precision
+
+
+def batches(
+    split: Split, inputs: Inputs, *, batch_size: int, place: Callable[[Batch], Batch], rank: int = 0, size: int = 1
+) -> Iterator[Batch]:
+    """A split in order, prepared and on the device; with several ranks every size-th batch."""
+    for start in range(rank * batch_size, len(split), batch_size * size):
+        rows = torch.arange(start, min(start + batch_size, len(split)))
+        batch = split.gather(rows)
+        if len(batch["id"]):
+            yield inputs.prepare(place(batch))
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, task: Task, stream: Iterator[Batch], precision: Precision) -> Iterator[Outputs]:
+    """The task's outputs batch by batch, in eval mode; the model's mode is restored afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in stream:
+            with precision.autocast():
+                yield task.outputs(model, batch)
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    stream: Iterator[Batch],
+    precision: Precision,
+    world: World,
+    tables: dict[str, list] | None = None,
+) -> dict[str, float]:
+    """Metrics of the whole split, equal on every rank.
+
+    tables: filled with what metrics have to show beside numbers (a confusion matrix), where it is wanted.
+    """
+    metrics = task.metrics()
+    for outputs in outputs_of(model, task, stream, precision):
+        for metric in metrics:
+            metric.update(outputs)
+    values: dict[str, float] = {}
+    for metric in metrics:
+        for sums in metric.state():
+            world.add_up(sums)
+        values |= metric.compute()
+        if tables is not None and isinstance(metric, WithTables):
+            tables |= metric.tables()
+    return values

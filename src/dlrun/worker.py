@@ -1,0 +1,479 @@
+"""One process of a run: reads the run folder, builds, trains, writes. torchrun starts it with `-m dlrun.worker`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlrun import build, runs
+from dlrun.config import check
+from dlrun.config.schema import RunConfig
+from dlrun.contracts import Dataset, Task, Transferred
+from dlrun.errors import DlrunError, Exit
+from dlrun.registry import Registry
+from dlrun.training import checkpoint, features
+from dlrun.training.batches import Feed, placer
+from dlrun.training.diagnose import Diagnosis
+from dlrun.training.distributed import World, choose_device, joined, limit_threads
+from dlrun.training.energy import EnergyMeter
+from dlrun.training.evaluate import batches, evaluate
+from dlrun.training.loop import Ended, Engine, NotFinite, Plan, Reporter, fit
+from dlrun.training.metrics_log import MetricsLog
+from dlrun.training.precision import Precision
+from dlrun.training.state import Progress, State, averaged, seed_generators
+
+Sampler = Callable[[Callable[[dict[str, float]], None]], contextlib.AbstractContextManager]
+
+
+def train(folder: Path, registry: Registry, reporter: Reporter, sample_system: Sampler | None = None) -> Ended:
+    """Train the run of this folder from its newest checkpoint (or from the start) to its end, and write the result.
+
+    sample_system: given a function that writes values, a context in which system metrics are sampled.
+    Raises: DlrunError, with everything that was reached saved.
+    """
+    config = check.read(folder, registry)
+    with joined(config.hardware.timeout_seconds) as place:
+        device = choose_device(config.hardware.device, place.local_rank)
+        world = World(place.rank, place.size, device)
+        limit_threads(config.hardware.threads, place.local_size)
+        with deterministic(config.train.deterministic), memory_errors(config, device):
+            sitting = Sitting(runs.load(folder), config, registry, world, reporter)
+            return sitting.run_to_end(sample_system)
+
+
+class Sitting:
+    """One sitting of a run: from its newest checkpoint until it ends or is interrupted."""
+
+    def __init__(self, run: runs.Run, config: RunConfig, registry: Registry, world: World, reporter: Reporter) -> None:
+        self.run, self.config, self.registry, self.world, self.reporter = run, config, registry, world, reporter
+        self.parts = assemble(config, registry, world, run.folder.parents[1], self._found())
+        for note in self.parts.dataset.notes:
+            reporter.note(note)
+        if world.is_main:
+            runs.write_json(run.folder / "spec.json", self.parts.dataset.spec.to_json())
+        state = self.parts.state
+        if self._found() is not None:
+            state.restore(self._found())
+            reporter.note(f"resumed at step {state.progress.step}")
+        elif config.transfer.name != "none":
+            report_transfer(self.parts.transferred, reporter)
+        state.progress.loss_sum = state.progress.loss_sum.to(world.device)
+        self.log = MetricsLog(run.metrics_file, state.progress.step) if world.is_main else None
+        self.engine = self._engine()
+        if self._found() is None:
+            seed_generators(config.seed, world.rank)
+
+    def _found(self) -> Path | None:
+        if not hasattr(self, "_checkpoint"):
+            self._checkpoint, warnings = checkpoint.newest_valid(self.run.checkpoints)
+            for line in warnings:
+                self.reporter.note(f"warning: {line}; going back to the one before it")
+        return self._checkpoint
+
+    def _engine(self) -> Engine:
+        parts, config = self.parts, self.config
+        engine = Engine(
+            model=parts.forward, task=parts.task, state=parts.state, feed=parts.feed, plan=parts.plan,
+            schedule=parts.schedule, precision=parts.state.precision, log=self.log, reporter=self.reporter,
+            evaluate=lambda: self.evaluate("valid"), save=self.save, lr_scales=parts.lr_scales,
+        )  # fmt: skip
+        if config.train.diagnose:
+            self.diagnosis = Diagnosis(parts.trained, every=config.train.log_every)
+            engine.after_step.append(self.diagnosis.after_step)
+        return engine
+
+    def evaluate(self, split: str, tables: dict[str, list] | None = None) -> dict[str, float]:
+        """Metrics of a split with the weights one would use now; {} if the data has no such split."""
+        data, state = self.parts.dataset, self.parts.state
+        if split not in data.splits or len(data.splits[split]) == 0:
+            return {}
+        stream = batches(
+            data.splits[split],
+            data.inputs,
+            batch_size=2 * self.config.data.batch_size,
+            place=self.parts.feed.place,
+            rank=self.world.rank,
+            size=self.world.size,
+        )
+        values = evaluate(state.weights, self.parts.full_task, stream, state.precision, self.world, tables)
+        return {f"{split}/{name}": value for name, value in values.items()}
+
+    def save(self, best: bool) -> None:
+        """A checkpoint of now. A full disk is a warning while training goes on, an error at the end."""
+        contents, step = self.parts.state.contents(), self.parts.state.progress.step
+        self.engine.last_saved = step
+        if not self.world.is_main:
+            return
+        assert self.log is not None
+        self.log.sync()
+        try:
+            checkpoint.save(self.run.checkpoints, step, contents)
+            if best:
+                checkpoint.point(self.run.checkpoints, "best", step)
+            checkpoint.prune(self.run.checkpoints, self.config.train.keep)
+        except DlrunError as error:
+            self.engine.last_saved = -1
+            if self._ending:
+                raise
+            self.reporter.note(f"warning: {error.message}; training goes on with the checkpoint before it")
+
+    _ending = False
+
+    def run_to_end(self, sample_system: Sampler | None) -> Ended:
+        """Fit, then save, evaluate and write the result."""
+        with contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext():
+            return self._run_to_end(sample_system)
+
+    def _run_to_end(self, sample_system: Sampler | None) -> Ended:
+        engine, progress = self.engine, self.parts.state.progress
+        energy = EnergyMeter(self.world.device)
+        sampling = contextlib.nullcontext()
+        if sample_system is not None and self.log is not None:
+            log = self.log
+            sampling = sample_system(lambda values: log.write(progress.step, values))
+        self.reporter.begin(self.parts.plan, progress.step)
+        try:
+            with caught_signals(engine.signals), sampling:
+                ended = fit(engine)
+                self._ending = True
+                if engine.last_saved != progress.step:
+                    self._last_words(ended)
+        except NotFinite as error:
+            runs.write_json(
+                self.run.folder / f"not-finite-step-{error.step}-rank-{self.world.rank}.json",
+                {"step": error.step, "ids": error.ids},
+            )
+            raise
+        finally:
+            self.reporter.end()
+        if ended in ("complete", "early stop"):
+            self._finish(energy.reading())
+        return ended
+
+    def _last_words(self, ended: Ended) -> None:
+        """A last checkpoint; after a run limited by time, a last evaluation before it."""
+        progress, goal = self.parts.state.progress, self.parts.task.goal
+        best = False
+        if ended == "complete" and self.parts.plan.total is None:
+            values = self.evaluate("valid")
+            value = values.get(f"valid/{goal.metric}")
+            best = value is not None and goal.better(value, progress.best_value)
+            if best:
+                progress.best_value, progress.best_step = value, progress.step
+            if self.log is not None and values:
+                self.log.write(progress.step, values)
+        self.save(best)
+
+    def _finish(self, energy: dict[str, Any]) -> None:
+        """Evaluate the best weights on every held-out split and write result.json, last of all."""
+        self.world.wait_for_all()
+        state, goal = self.parts.state, self.parts.task.goal
+        step = self._load_best()
+        tables: dict[str, list] = {}
+        metrics = {**self.evaluate("valid", tables), **self.evaluate("test", tables)}
+        if self.config.train.diagnose and self.world.is_main:
+            runs.write_json(self.run.folder / "report" / "gradients.json", self.diagnosis.report())
+        if not self.world.is_main:
+            return
+        split = next((name for name in ("test", "valid") if f"{name}/{goal.metric}" in metrics), None)
+        value = metrics.get(f"{split}/{goal.metric}") if split else None
+        assert self.log is not None
+        if test := {name: number for name, number in metrics.items() if name.startswith("test/")}:
+            self.log.write(state.progress.step, test)
+        if "confusion" in tables:
+            labels = self.parts.dataset.spec.labels
+            runs.write_json(self.run.folder / "confusion.json", {"labels": labels, "counts": tables["confusion"]})
+        runs.write_json(self.run.folder / "result.json", {
+            "goal": {"name": goal.metric, "mode": goal.mode, "value": value, "split": split}, "metrics": metrics,
+            "step": state.progress.step, "best_step": step, "seconds": state.progress.seconds,
+            "rate": {"samples_per_second": self.engine.meter.rate},
+            "parameters": sum(p.numel() for p in state.model.parameters()), "energy": energy,
+        })  # fmt: skip
+
+    def _load_best(self) -> int:
+        """The best checkpoint's weights into the model (the run is over: nothing is trained after this)."""
+        state = self.parts.state
+        found, _ = checkpoint.newest_valid(self.run.checkpoints, first="best")
+        if found is None:
+            return state.progress.step
+        checkpoint.load_model(state.weights, checkpoint.read_tensors(found, "weights"), str(found))
+        return int(found.name)
+
+
+# ---------------------------------------------------------------- assembling
+
+
+class Parts:
+    """What a sitting is put together from. `trained` is the module whose parameters move (a head, where a frozen
+    body's features are cached); `task` is its task; `full_task` is the whole model's."""
+
+    dataset: Dataset
+    task: Task
+    full_task: Task
+    state: State
+    feed: Feed
+    plan: Plan
+    schedule: Callable[[float], float]
+    forward: nn.Module
+    trained: nn.Module
+    transferred: Transferred
+    lr_scales: list[Callable[[float], float]]
+
+
+def assemble(config: RunConfig, registry: Registry, world: World, folder: Path, resumed: Path | None) -> Parts:
+    """Build everything a run needs from its config. Order: data, task, model, transfer, optimizer, plan."""
+    parts = Parts()
+    tools = build.RunTools(config.seed, folder, registry)
+    parts.dataset = data = build.dataset(config.data, registry, tools)
+    parts.task = parts.full_task = build.task(config.task, registry, data.spec)
+    network = build.model(config.model, registry, data.spec, config.seed)
+    parts.transferred = build.transferred(config.transfer, registry, network, data.spec, tools, load=resumed is None)
+    network = parts.transferred.model
+    keep_in_eval_mode(network, parts.transferred.frozen)
+    if config.hardware.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(world.device)
+    precision = Precision.of(config.train.precision, world.device)
+    own = getattr(parts.task, "parts", None)
+    grouped = build.optimizer(config.optimizer, registry, parts.transferred, own)
+    parts.lr_scales = grouped.lr_scales
+    parts.state = State(
+        network, grouped.optimizer, precision, averaged(network, config.train.ema), own, Progress(), world
+    )
+    parts.feed = Feed(
+        data.split("train"),
+        data.inputs,
+        build.augmentation(config.data, registry, data.spec),
+        config.data.batch_size,
+        config.train.accumulate,
+        config.seed,
+        config.data.workers,
+        world,
+        placer(world.device, config.hardware.channels_last),
+        config.train.overfit_one_batch,
+    )
+    parts.trained = network
+    if parts.transferred.cache_features and parts.feed.augment is None:
+        _train_on_features(parts, config, registry)
+    parts.plan = build.plan(config.train, parts.feed.steps_per_epoch)
+    parts.schedule = build.schedule(config.schedule, registry, parts.plan, parts.feed.steps_per_epoch)
+    parts.forward = wrapped(parts.trained, config, world)
+    return parts
+
+
+def keep_in_eval_mode(network: nn.Module, prefixes: Sequence[str]) -> None:
+    """Modules of these names no longer follow `train()`: the statistics of a frozen body's norms stay still."""
+    for name, module in network.named_modules():
+        if name in prefixes:
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+
+
+def _train_on_features(parts: Parts, config: RunConfig, registry: Registry) -> None:
+    data, head = parts.dataset, parts.transferred.head
+    split = features.extract(
+        parts.state.model,
+        head,
+        data.split("train"),
+        data.inputs,
+        data.spec.inputs,
+        batch_size=2 * config.data.batch_size,
+        place=parts.feed.place,
+        precision=parts.state.precision,
+    )
+    spec = build.for_features(data.spec, split.fields["features"].shape[1:])
+    parts.task = build.task(config.task, registry, spec)
+    parts.trained = parts.state.model.get_submodule(head)
+    parts.feed = replace(
+        parts.feed, split=split, inputs=features.AsStored(), place=placer(parts.state.world.device, False)
+    )
+
+
+def wrapped(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
+    """The module under DDP and torch.compile, as the config asks."""
+    if world.size > 1:
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        module = nn.parallel.DistributedDataParallel(module, device_ids=ids)
+    return torch.compile(module) if config.hardware.compile else module  # type: ignore[return-value]
+
+
+def report_transfer(result: Transferred, reporter: Reporter) -> None:
+    """Which tensors were loaded, and which were not."""
+    reporter.note(
+        f"transfer: {len(result.loaded)} tensors loaded, {len(result.missing)} of the model start anew"
+        + (f" ({', '.join(result.missing[:4])}{', …' if len(result.missing) > 4 else ''})" if result.missing else "")
+        + (f", {len(result.unexpected)} of the source unused" if result.unexpected else "")
+    )
+
+
+# ---------------------------------------------------------------- contexts
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """torch's deterministic algorithms, or an error where an operation has none."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def memory_errors(config: RunConfig, device: torch.device) -> Iterator[None]:
+    """Out of memory as one line, with exit code 5."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(config, device) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise _out_of_memory(config, device) from error
+
+
+def _out_of_memory(config: RunConfig, device: torch.device) -> DlrunError:
+    size, accumulate = config.data.batch_size, config.train.accumulate
+    return DlrunError(
+        f"out of memory on {device} with {size // accumulate} examples at a time",
+        f"train.accumulate={accumulate * 2} keeps the batch and halves the memory, or data.batch_size={size // 2}",
+        Exit.MEMORY,
+    )
+
+
+@contextlib.contextmanager
+def caught_signals(arrived: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM are noted for the loop; the second one ends the process now."""
+
+    def note(number: int, _frame: object) -> None:
+        if arrived:
+            os._exit(128 + number)
+        arrived.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread (somebody's own program): signals stay theirs
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- under torchrun
+
+
+class FileReporter:
+    """Tells the launcher, through a file of JSON lines; the parent shows it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - open for the life of the process
+
+    def _write(self, **event: Any) -> None:
+        self._file.write(json.dumps(event) + "\n")
+
+    def begin(self, plan: Plan, step: int) -> None:
+        self._write(event="begin", total=plan.total, seconds=plan.seconds, step=step)
+
+    def step(self, step: int, values: dict[str, float] | None, fraction: float) -> None:
+        if values is not None:
+            self._write(event="step", step=step, values=values, fraction=fraction)
+
+    def evaluated(self, step: int, values: dict[str, float], best: bool) -> None:
+        self._write(event="evaluated", step=step, values=values, best=best)
+
+    def note(self, text: str) -> None:
+        self._write(event="note", text=text)
+
+    def end(self) -> None:
+        self._write(event="end")
+
+
+class Silent:
+    """A reporter for ranks that have nothing to say, and for programs."""
+
+    def begin(self, plan: Plan, step: int) -> None: ...
+
+    def step(self, step: int, values: dict[str, float] | None, fraction: float) -> None: ...
+
+    def evaluated(self, step: int, values: dict[str, float], best: bool) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def write_failure(folder: Path, rank: int, error: BaseException) -> None:
+    """Leave a rank's own error where the launcher finds it."""
+    known = error if isinstance(error, DlrunError) else None
+    (folder / "errors").mkdir(exist_ok=True)
+    runs.write_json(folder / "errors" / f"rank-{rank}.json", {
+        "rank": rank, "pid": os.getpid(), "time": time.time(), "code": int(known.code if known else Exit.TRAINING),
+        "message": known.message if known else f"{type(error).__name__}: {error}", "hint": known.hint if known else "",
+        "traceback": "" if known else "".join(traceback.format_exception(error)),
+    })  # fmt: skip
+
+
+def main() -> None:
+    """The process torchrun starts."""
+    parser = argparse.ArgumentParser(prog="python -m dlrun.worker")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--components", type=Path)
+    arguments = parser.parse_args()
+    rank = int(os.environ.get("RANK", "0"))
+    reporter: Reporter = FileReporter(arguments.folder / "progress.jsonl") if rank == 0 else Silent()
+    try:
+        ended = train(
+            arguments.folder, Registry(arguments.components), reporter, _system_sampler(arguments.folder, rank)
+        )
+    except BaseException as error:
+        write_failure(arguments.folder, rank, error)
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(int(error.code) if isinstance(error, DlrunError) else Exit.TRAINING)
+    if rank == 0:
+        runs.write_json(arguments.folder / "ended.json", {"ended": ended})
+
+
+def _system_sampler(folder: Path, rank: int) -> Sampler | None:
+    if rank != 0 or not check.read_plain(folder)["tracking"]["system_metrics"]:
+        return None
+    from dlrun.tracking import SystemSampler
+
+    return sampling(SystemSampler)
+
+
+def sampling(make: Any) -> Sampler:
+    """A context in which the system is sampled, of tracking.SystemSampler."""
+
+    @contextlib.contextmanager
+    def sampled(write: Callable[[dict[str, float]], None]) -> Iterator[None]:
+        sampler = make(write, gpus=range(torch.cuda.device_count())).start()
+        try:
+            yield
+        finally:
+            sampler.close()
+
+    return sampled
+
+
+if __name__ == "__main__":
+    main()

@@ -63,9 +63,9 @@ def set_environment() -> None:
 
 
 @contextlib.contextmanager
-def hurried() -> Iterator[None]:
-    """While a user waits at the prompt: one try of a few seconds a request."""
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(_PROBE_SECONDS))}
+def hurried(seconds: float = _PROBE_SECONDS) -> Iterator[None]:
+    """While a user waits at the prompt: one try of this long a request (MLflow counts whole seconds)."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(seconds)))}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

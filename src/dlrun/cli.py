@@ -153,7 +153,7 @@ def evaluate(
     components: Components = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Metrics of a run on a split; on other data with overrides, which makes a run."""
+    """Metrics of a run on a split. With overrides on other data, which makes a run."""
     from dlrun.commands.evaluate import evaluate as verb
 
     options = _options(runs, components, config_dir, as_json, require_tracking)
@@ -174,7 +174,7 @@ def predict(
     runs: RunsFolder = None,
     components: Components = None,
 ) -> None:
-    """What a run says of new pictures or rows: dlrun predict latest photos/ more.csv."""
+    """Predictions for new pictures or table rows. E.g. dlrun predict latest photos/ more.csv"""
     from dlrun.commands.predict import predict as verb
 
     options = _options(runs, components, as_json=as_json)
@@ -195,7 +195,7 @@ def list_runs(
 
 @app.command()
 def compare(chosen: RunNames, as_json: AsJson = False, runs: RunsFolder = None) -> None:
-    """Metrics of several runs side by side, and what differs in their configs."""
+    """Metrics and config differences of several runs."""
     from dlrun.commands.compare import compare as verb
 
     raise typer.Exit(verb(chosen, _options(runs, None, as_json=as_json)))
@@ -203,7 +203,7 @@ def compare(chosen: RunNames, as_json: AsJson = False, runs: RunsFolder = None) 
 
 @app.command()
 def lineage(run: RunName, as_json: AsJson = False, runs: RunsFolder = None) -> None:
-    """The runs a run was made from, and those made from it."""
+    """What a run was made from, and what from it."""
     from dlrun.commands.lineage import lineage as verb
 
     raise typer.Exit(verb(run, _options(runs, None, as_json=as_json)))

@@ -111,8 +111,13 @@ def components_folder(given: Path | None = None) -> Path | None:
         table = tomllib.loads(project.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         return None  # somebody else's broken file is not ours to judge
-    stated = table.get("tool", {}).get("dlrun", {}).get("components")
-    return _existing(Path(stated), "[tool.dlrun] components in pyproject.toml") if stated else None
+    tool = table.get("tool")
+    section = tool.get("dlrun") if isinstance(tool, dict) else None
+    stated = section.get("components") if isinstance(section, dict) else None
+    origin = "[tool.dlrun] components in pyproject.toml"
+    if stated is not None and not isinstance(stated, str):
+        raise DlrunError(f"{origin}: {stated!r} is not a folder", 'components = "components"')
+    return _existing(Path(stated), origin) if stated else None
 
 
 def _existing(folder: Path, origin: str) -> Path:
@@ -133,11 +138,15 @@ class Registry:
 
     def listing(self, kind: str) -> dict[str, Path]:
         """Component name -> file, of one room. The package's own name wins over a user's."""
-        folders = [_PACKAGE / ROOMS[kind]]
-        if self.components is not None:
-            folders.insert(0, self.components / ROOMS[kind])
-        files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-        return {path.stem: path for path in files if path.stem.isidentifier() and path.stem[0] != "_"}
+        return self._users(kind) | _components_in(_PACKAGE / ROOMS[kind])
+
+    def hidden(self, kind: str) -> list[Path]:
+        """The user's files that are never used, for the package has a component of their name."""
+        packaged = _components_in(_PACKAGE / ROOMS[kind])
+        return [path for name, path in self._users(kind).items() if name in packaged]
+
+    def _users(self, kind: str) -> dict[str, Path]:
+        return {} if self.components is None else _components_in(self.components / ROOMS[kind])
 
     def component(self, kind: str, name: str) -> Component:
         """Read one component. Raises: DlrunError with the nearest name, or naming a file that is no component."""
@@ -172,6 +181,11 @@ def _last_line_of(error: BaseException, folder: Path) -> str:
         found = f"{file}:{trace.tb_lineno}" if Path(file).is_relative_to(folder) else found
         trace = trace.tb_next
     return found
+
+
+def _components_in(folder: Path) -> dict[str, Path]:
+    files = sorted(folder.glob("*.py"))
+    return {path.stem: path for path in files if path.stem.isidentifier() and path.stem[0] != "_"}
 
 
 def digest(path: Path) -> str:
@@ -238,7 +252,8 @@ def _annotation(where: str, node: ast.expr) -> tuple[tuple[str, ...], tuple[Any,
         if node.value.id == "Literal":
             values = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
             if all(isinstance(value, ast.Constant) for value in values):
-                return (), tuple(ast.literal_eval(value) for value in values)
+                choices = tuple(ast.literal_eval(value) for value in values)
+                return ("None",) if None in choices else (), tuple(value for value in choices if value is not None)
         if node.value.id in _PLAIN:
             return (node.value.id,), ()
     raise DlrunError(

@@ -227,6 +227,7 @@ def hold(folder: Path) -> Iterator[None]:
             )
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to forked children that still live
         os.close(descriptor)
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "MlflowRun",
     "Status",
     "SystemSampler",
+    "ask_store",
     "catch_up",
     "catch_up_all",
     "finish_run",
@@ -117,6 +118,22 @@ def start_run(
     return MlflowRun(run_id, state.read_sent(run_dir).artifact_uri or str(run_dir), made is not None, reason)
 
 
+def ask_store(runs: Path) -> tuple[Store, str]:
+    """The store that runs of this folder use, and in one line why it does not answer ("" if it does).
+
+    A database that is not there yet is left unmade.
+    """
+    store = locate(runs, None)
+    if store.database is not None and not store.database.exists():
+        return store, ""
+    try:
+        with sync.translated(), hurried():
+            connect(store, runs).search_experiments(max_results=1)
+    except (Missing, Refused, Unreachable) as error:
+        return store, str(error)
+    return store, ""
+
+
 def _create(store: Store, runs: Path, experiment: str, name: str, created_ms: int, own_id: str) -> tuple[str, str]:
     """The MLflow id and artifact URI of a new run. own_id: by which it is found again if the answer is lost."""
     with hurried():
@@ -183,7 +200,7 @@ def _attempt(run_dir: Path, timeout_seconds: float) -> str:
         if not held:
             return "another process is sending it"
         try:
-            with hurried():
+            with hurried(min(timeout_seconds, 15)):
                 return "" if Sender(run_dir).send(deadline) else f"not all was sent within {timeout_seconds:g} s"
         except (Refused, DlrunError) as error:
             return str(error).partition("\n")[0]

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dlrun import build, runs
-from dlrun.config import check
+from dlrun.config import check, convert
 from dlrun.config.schema import RunConfig
 from dlrun.contracts import Dataset, Task, Transferred
 from dlrun.errors import DlrunError, Exit
@@ -185,7 +185,8 @@ class Sitting:
         tables: dict[str, list] = {}
         metrics = {**self.evaluate("valid", tables), **self.evaluate("test", tables)}
         if self.config.train.diagnose and self.world.is_main:
-            runs.write_json(self.run.folder / "report" / "gradients.json", self.diagnosis.report())
+            (self.run.folder / "report").mkdir(exist_ok=True)
+            runs.write_json(self.run.folder / "report" / "gradients.json", self._diagnosed())
         if not self.world.is_main:
             return
         split = next((name for name in ("test", "valid") if f"{name}/{goal.metric}" in metrics), None)
@@ -202,6 +203,19 @@ class Sitting:
             "rate": {"samples_per_second": self.engine.meter.rate},
             "parameters": sum(p.numel() for p in state.model.parameters()), "energy": energy,
         })  # fmt: skip
+
+    def _diagnosed(self) -> dict[str, Any]:
+        """The diagnosis, its cure limited to overrides that this run's config knows and does not have yet."""
+        report = self.diagnosis.report()
+        plain = convert.to_plain(self.config)
+
+        def new(override: str) -> bool:
+            name, _, value = override.partition("=")
+            group, _, setting = name.partition(".")
+            now = plain[group].get(setting, "unknown")
+            return now != "unknown" and str(now).lower() != value and not (group == "optimizer" and float(now) <= 1e-4)
+
+        return report | {"cure": [override for override in report["cure"] if new(override)]}
 
     def _load_best(self) -> int:
         """The best checkpoint's weights into the model (the run is over: nothing is trained after this)."""

@@ -21,6 +21,7 @@ import pytest
 
 from dlrun import predictor, serving
 from dlrun._tracking_database import sqlite_uri
+from dlrun.training import checkpoint
 
 # The warning is MLflow's, about its own classes, when it is imported.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*inferred as AnyType")]
@@ -34,6 +35,8 @@ def served(uri: str, tracking_uri: str) -> Iterator[str]:
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port)]
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    bin_folder = os.path.dirname(sys.executable)  # MLflow starts uvicorn by its name
+    environment["PATH"] = bin_folder + os.pathsep + environment["PATH"]
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 180
@@ -45,7 +48,8 @@ def served(uri: str, tracking_uri: str) -> Iterator[str]:
             time.sleep(0.5)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -69,6 +73,7 @@ def png(pixels: np.ndarray) -> str:
 
 def test_a_trained_run_is_loaded_and_served_by_its_id(train, runs, monkeypatch):
     run = train()
+    checkpoint.point(run.checkpoints, "best", min(int(path.name) for path in run.checkpoints.glob("0*")))
     serving.write_mlmodel(run.folder, run_id=run.id)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
     known = predictor.load(run.folder)

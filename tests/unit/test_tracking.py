@@ -20,7 +20,7 @@ from dlrun import runs as folders
 from dlrun import tracking
 from dlrun._tracking_database import sqlite_uri
 from dlrun._tracking_state import flatten, legal_key, read_sent, read_wanted, tag_values
-from dlrun._tracking_store import locate, without_secrets
+from dlrun._tracking_store import hurried, locate, without_secrets
 from dlrun._tracking_upload import upload
 from dlrun.errors import DlrunError
 
@@ -319,6 +319,14 @@ def test_a_locked_database_does_not_hold_a_run_up(runs, monkeypatch):
 def test_a_server_that_refuses_connections_is_noticed_at_once(runs):
     started, _ = start(runs, uri="http://127.0.0.1:9")
     assert not started.tracked and "127.0.0.1" in started.reason and "\n" not in started.reason
+
+
+def test_patience_with_a_server_is_short_only_while_somebody_waits(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with hurried(7.5):
+        assert (os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) == ("7", "0")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77" and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_an_unknown_kind_of_store_is_the_users_to_mend(runs):

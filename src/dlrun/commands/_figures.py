@@ -71,7 +71,6 @@ def learning_curve(run: runs.Run) -> Figure | None:
         axis.set_ylabel("loss" if panel is losses else literal(goal.removeprefix("valid/")))
     if losses:
         _log_if_wide(axes[0], [value for _, curve in losses for _, value in curve])
-    if losses:
         axes[0].legend(loc="lower right", bbox_to_anchor=(1.01, 1), ncols=2, handlelength=1.4, borderaxespad=0.2)
     _steps(axes[-1], panels)
     _mark_best(run, list(axes), dict(panels[-1]).get(goal, []))
@@ -84,7 +83,7 @@ def _steps(axis: Axes, panels: list[list[tuple[str, Curve]]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = max(curve[-1][0] for panel in panels for _, curve in panel)
-    axis.set_xlim(0, last * 1.03)
+    axis.set_xlim(0, max(1, last) * 1.03)
     axis.set_xlabel("step")
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

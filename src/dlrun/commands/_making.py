@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,25 @@ def new_run(
     *,
     verb: str,
     parents: Sequence[str] = (),
+    nested_under: str | None = None,
     require_tracking: bool = False,
     reporter: Any = None,
 ) -> runs.Run:
     """Make a run's folder with all that is known before it starts, and its MLflow run.
 
+    parents: runs this one is made from, beside the one whose weights `transfer.from` names.
+    nested_under: the run (of --seeds, of a sweep) whose child this one is, in the folder and in MLflow.
     Raises: DlrunError with code TRACKING if the store is unreachable and that was not allowed.
     """
     from dlrun import tracking
 
     created = time.time()
+    source = config.transfer.source or ""
+    parents = [*filter(None, [nested_under]), *parents, *([source[4:]] if source.startswith("run:") else [])]
     started = tracking.start_run(
         folder, uri=config.tracking.uri, experiment=config.tracking.experiment, name=config.name,
         params=convert.to_plain(config), tags=_tags(verb, parents), created_ms=int(created * 1000),
-        parent_id=parents[0] if verb == "train" and parents else None,
+        parent_id=nested_under,
     )  # fmt: skip
     if not started.tracked:
         if require_tracking:
@@ -90,6 +95,15 @@ def new_run(
     return run
 
 
+def resolved(config: RunConfig, folder: Path) -> RunConfig:
+    """The config with the run it starts from named by its full id: `latest` is another one tomorrow."""
+    source = config.transfer.source or ""
+    if not source.startswith("run:"):
+        return config
+    found = runs.find(folder, source)
+    return replace(config, transfer=replace(config.transfer, source=f"run:{found.id}"))
+
+
 def user_components(config: RunConfig, registry: Registry) -> dict[str, Path]:
     """The user's own component files that this config uses, "models/mynet.py" -> path."""
     chosen = [
@@ -101,7 +115,7 @@ def user_components(config: RunConfig, registry: Registry) -> dict[str, Path]:
 
 
 def execute(run: runs.Run, config: RunConfig, registry: Registry, reporter: Any) -> Ended:
-    """Run to the end under the run's lock, mirrored to MLflow; the run's status says how it ended.
+    """Run to the end under the run's lock, mirrored to MLflow; draw it, and let its status say how it ended.
 
     Raises: DlrunError as the training raised it, after the run was marked FAILED.
     """
@@ -123,8 +137,29 @@ def execute(run: runs.Run, config: RunConfig, registry: Registry, reporter: Any)
                 )
             raise
         caught = how if how in ("SIGINT", "SIGTERM") else None
+        if not caught:
+            _draw(run)
         run = _close(run, mirror, "KILLED" if caught else "FINISHED", how)
     return Ended(run, caught)
+
+
+def _draw(run: runs.Run) -> None:
+    """Figures, and the file that makes the folder an MLflow model."""
+    from dlrun import serving
+    from dlrun.commands import _figures
+
+    _figures.draw(run)
+    serving.write_mlmodel(run.folder, run_id=run.id)
+
+
+def send_what_is_left(folder: Path) -> None:
+    """Let MLflow have what earlier runs of this folder could not send; a line on stderr if it still cannot."""
+    from dlrun import tracking
+
+    lacking = tracking.catch_up_all(folder)
+    if lacking:
+        reason = next(iter(lacking.values()))
+        print(f"tracking: MLflow lacks something of {len(lacking)} run(s): {reason}", file=sys.stderr)
 
 
 def _close(run: runs.Run, mirror: Any, status: runs.Status, reason: str) -> runs.Run:

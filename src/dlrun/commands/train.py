@@ -36,6 +36,7 @@ def train(overrides: Sequence[str], options: Options) -> int:
     if launch.adopt_job():
         return _train_in_job(overrides, options, reporter)
     config = composed(overrides, options)
+    making.send_what_is_left(options.runs)
     run = making.new_run(
         config,
         options.registry,
@@ -49,15 +50,14 @@ def train(overrides: Sequence[str], options: Options) -> int:
 
 def composed(overrides: Sequence[str], options: Options) -> RunConfig:
     """The config of a command line. Raises: DlrunError."""
-    return convert.to_config(compose(overrides, config_dir=options.config_dir).values, options.registry)
+    values = compose(overrides, config_dir=options.config_dir).values
+    return making.resolved(convert.to_config(values, options.registry), options.runs)
 
 
 def run_and_show(run: runs.Run, config: RunConfig, options: Options, reporter: TerminalReporter) -> int:
     """Train, draw, and print what came out; the exit code says how it ended."""
     reporter.note(f"run {run.short_id}: {config.model.name} on {config.data.name}, {config.train.duration}")
     ended = making.execute(run, config, options.registry, reporter)
-    if ended.signal is None:
-        _draw(ended.run)
     show(ended.run, options)
     if ended.signal:
         reporter.note(
@@ -65,14 +65,6 @@ def run_and_show(run: runs.Run, config: RunConfig, options: Options, reporter: T
         )
         return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
     return int(Exit.OK)
-
-
-def _draw(run: runs.Run) -> None:
-    from dlrun import serving
-    from dlrun.commands import _figures
-
-    _figures.draw(run)
-    serving.write_mlmodel(run.folder, run_id=run.id)
 
 
 def show(run: runs.Run, options: Options) -> None:
@@ -84,6 +76,7 @@ def show(run: runs.Run, options: Options) -> None:
     if result:
         console.print(table(["metric", "value"], [[name, value] for name, value in result["metrics"].items()]))
         _curves(run, console)
+        _health(run, console)
     console.print(f"run      {run.id}  {run.status}")
     console.print(f"folder   {run.folder}", soft_wrap=True)
     console.print(f"see it   dlrun ui{_runs_flag(options)}", soft_wrap=True)
@@ -98,6 +91,17 @@ def _curves(run: runs.Run, console: Any) -> None:
         values = [value for _, value in found.get(name, [])]
         if len(values) > 1:
             console.print(f"{name:<16} {sparkline(values)}  {values[0]:.4g} → {values[-1]:.4g}", markup=False)
+
+
+def _health(run: runs.Run, console: Any) -> None:
+    """The verdict of train.diagnose, and the overrides that cure."""
+    path = run.folder / "report" / "gradients.json"
+    if not path.exists():
+        return
+    report = runs.read_json(path)
+    console.print(f"gradients: {report['verdict']} ({report['reason']})", markup=False)
+    if report["cure"]:
+        console.print(f"  try: {' '.join(report['cure'])}", markup=False)
 
 
 def _runs_flag(options: Options) -> str:
@@ -199,16 +203,19 @@ def train_seeds(count: int, overrides: Sequence[str], options: Options) -> int:
             reporter.note(f"seed {seed} ({len(children) + 1} of {count})")
             own = replace(config, seed=seed, name=f"{config.name or parent.short_id} seed {seed}")
             child = making.new_run(
-                own, options.registry, options.runs, verb="train", parents=[parent.id], reporter=reporter
+                own, options.registry, options.runs, verb="train", nested_under=parent.id, reporter=reporter
             )
             parent = parent.update(children=(*parent.record.children, child.id))
-            ended = making.execute(child, own, options.registry, reporter)
+            try:
+                ended = making.execute(child, own, options.registry, reporter)
+            except BaseException as error:
+                making.finish(parent, "FAILED", f"seed {seed}: {error}".splitlines()[0])
+                raise
             children.append(ended.run)
             if ended.signal:
                 making.finish(parent, "KILLED", ended.signal)
                 reporter.note(f"stopped by {ended.signal}; go on with: dlrun train --resume {child.short_id}")
                 return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
-            _draw(ended.run)
         runs.write_json(parent.folder / "result.json", _summary(children))
         parent = making.finish(parent, "FINISHED", "complete")
     show(parent, options)

@@ -16,6 +16,9 @@ from dlrun.registry import Registry
 from dlrun.runs import write_atomically
 
 
+_DEEPEST = 50  # levels; a run's config has four
+
+
 def write(folder: Path, config: RunConfig) -> None:
     """Write config.yaml and config.sha256 into a run folder."""
     text = yaml.safe_dump(convert.to_plain(config), sort_keys=False, allow_unicode=True)
@@ -56,13 +59,15 @@ def read_plain(folder: Path) -> dict[str, Any]:
 
 
 def _plain_yaml(text: str) -> Any:
-    """Safe YAML without aliases: a few lines of those can stand for more values than memory holds."""
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+    """Safe YAML, of little depth, and without aliases: a few lines of those can stand for more than memory holds."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases")
-        return yaml.safe_load(text)
-    except RecursionError as error:
-        raise yaml.YAMLError("it is nested too deeply") from error
+        if depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+    return yaml.safe_load(text)
 
 
 def _refuse(value: Any, path: Path, where: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
 from dlrun.config import schema
 from dlrun.config.durations import Duration
-from dlrun.errors import DlrunError, did_you_mean
+from dlrun.errors import DlrunError, did_you_mean, nearest
 from dlrun.registry import Component, Registry, Setting
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a mapping",
@@ -70,7 +70,7 @@ def _key(item: Field) -> str:
 
 def _to_dataclass(kind: type, values: Any, where: str, problems: Problems, registry: Registry) -> Any:
     if not isinstance(values, Mapping):
-        problems.add(f"{where}: {values!r} was given, a group of settings is expected")
+        problems.add(f"{where.rstrip('.')}: {values!r} was given, a group of settings is expected")
         return None
     known = {_key(item): item for item in fields(kind) if item.name != "options"}
     group = where.rstrip(".")
@@ -160,7 +160,7 @@ def _options(component: Component, values: Mapping[str, Any], where: str, proble
         elif setting.required:
             problems.add(f"{where}{name}: is missing", f"set {where}{name}=…")
         else:
-            made[name] = setting.default
+            made[name] = to_plain(setting.default)  # a copy of its own; a tuple is a list, as it is read back
     return made
 
 
@@ -170,8 +170,7 @@ def _to_setting(setting: Setting, value: Any, where: str, problems: Problems) ->
     for kind in setting.kinds:
         if (made := _plain(_TYPES[kind], value)) is not _WRONG:
             return made
-    hint = did_you_mean(value, map(str, setting.choices)) if setting.choices and isinstance(value, str) else ""
-    hint = hint or (_quoting(where, value) if "str" in setting.kinds else "")
+    hint = _meant(value, setting.choices) or (_quoting(where, value) if "str" in setting.kinds else "")
     problems.add(f"{where}: {_shown(value)} was given, {_expected(setting)} is expected", hint)
     return None
 
@@ -218,9 +217,15 @@ def _to_type(hint: Any, value: Any, where: str, problems: Problems, registry: Re
         choice for option in options if typing.get_origin(option) is Literal for choice in typing.get_args(option)
     ]
     words = [f"one of {', '.join(choices)}"] if choices else [_WORDS[typing.get_origin(o) or o] for o in options]
-    hint = did_you_mean(str(value), choices) if choices else _quoting(where, value) if str in options else ""
+    hint = _meant(value, choices) or (_quoting(where, value) if str in options else "")
     problems.add(f"{where}: {_shown(value)} was given, {' or '.join(words)} is expected", hint)
     return None
+
+
+def _meant(value: Any, choices: Sequence[Any]) -> str:
+    """The nearest choice, as a question; nothing if none is near (the message lists them all)."""
+    close = nearest(value, map(str, choices)) if isinstance(value, str) else None
+    return f"did you mean {close}?" if close else ""
 
 
 def _quoting(where: str, value: Any) -> str:

@@ -43,6 +43,7 @@ class Part(NamedTuple):
 
 def find(path: str, splits: Mapping[str, str] | None) -> tuple[dict[str, Part], list[str]]:
     """The part of each given split, and a sentence for what was guessed. Raises DlrunError that says what is there."""
+    splits = {split: wanted for split, wanted in (splits or {}).items() if wanted}
     place = _existing(path)
     if place.is_file():
         if splits:

@@ -147,7 +147,7 @@ def _choose(found: Mapping, splits: Mapping | None, needs_train: bool) -> tuple[
     """The hub's name of each split, and a sentence if it was guessed."""
     from dlrun.data._files import check_split_names, meaning
 
-    if splits:
+    if splits := {split: wanted for split, wanted in (splits or {}).items() if wanted}:
         check_split_names(splits)
         chosen, notes = {split: str(name) for split, name in splits.items()}, []
     else:

@@ -88,7 +88,10 @@ class Feed:
             _Steps(self), sampler=_Count(step), batch_size=None, num_workers=self.workers, prefetch_factor=2,
             pin_memory=self.world.device.type == "cuda", worker_init_fn=_die_with_parent,
         )  # fmt: skip
-        yield from loader
+        for fetched in loader:
+            if isinstance(fetched, DlrunError):
+                raise fetched
+            yield fetched
 
     def _finish(self, batch: Batch, step: int) -> Batch:
         batch = self.place(batch)
@@ -105,8 +108,11 @@ class _Steps(torch.utils.data.Dataset):
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        return [self.feed.split.gather(rows) for rows in self.feed.rows(step)]
+    def __getitem__(self, step: int) -> list[Batch] | DlrunError:
+        try:
+            return [self.feed.split.gather(rows) for rows in self.feed.rows(step)]
+        except DlrunError as error:  # raised here it would reach the user as a worker's traceback
+            return error
 
 
 class _Count(torch.utils.data.Sampler):

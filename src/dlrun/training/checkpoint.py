@@ -135,8 +135,11 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _target(folder: Path, name: str) -> str | None:
+    """The step folder that `best` or `last` stands for; in a copied run the link may have become a folder."""
     link = folder / name
-    return os.readlink(link) if link.is_symlink() else None
+    if link.is_symlink():
+        return os.readlink(link)
+    return f"{read_json(link / MANIFEST)['step']:08d}" if (link / MANIFEST).exists() else None
 
 
 def damage(path: Path) -> str | None:

@@ -1,0 +1,177 @@
+"""Files a user names, to rows a predictor takes: pictures, folders of them, tables (csv, json lines, parquet)."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlrun.commands._reading import data_error
+from dlrun.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from dlrun.contracts import DataSpec, Row
+
+_TABLES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json",
+           ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, the file it is from, and its number there (rows count from 0; None: the file is the row)."""
+
+    row: Row
+    file: str
+    number: int | None = None
+
+    @property
+    def place(self) -> str:
+        """What an error calls it."""
+        return self.file if self.number is None else f"{self.file}, row {self.number}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns that say where a prediction belongs."""
+        return {"input": self.file} | ({} if self.number is None else {"row": self.number})
+
+
+def examples(paths: Sequence[Path], spec: DataSpec) -> Iterator[Example]:
+    """Every example of the files and folders, in order; files are opened when their turn comes.
+
+    Raises: DlrunError (code DATA) at once for a path that is not there or does not fit the run, and later for a
+    table that cannot be read.
+    """
+    files = [file for given in paths for file in _files(given, spec)]
+
+    def each() -> Iterator[Example]:
+        for file in files:
+            if _kind(file) is None:
+                yield Example({spec.assets["image_column"]: str(file)}, str(file))
+            else:
+                yield from _of_table(file, spec)
+
+    return each()
+
+
+def _files(path: Path, spec: DataSpec) -> list[Path]:
+    """The path itself, or the pictures under a folder, sorted."""
+    pictures = spec.assets.get("kind") == "image"
+    if path.is_dir():
+        found = sorted(_pictures(path)) if pictures else []
+        if not found:
+            wants = "pictures" if pictures else f"a table with the columns {', '.join(_wanted(spec))}"
+            raise data_error(f"{path}: nothing to predict in this folder", f"the run takes {wants}")
+        return found
+    if not path.exists():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise data_error(f"{path}: no such file or folder", did_you_mean(path.name, beside, "give a file or a folder"))
+    if _kind(path) is None and not pictures:
+        raise data_error(
+            f"{path}: is not a table (csv, json lines, parquet)",
+            f"the run takes tables with the columns {', '.join(_wanted(spec))}",
+        )
+    return [path]
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    from dlrun.data._images import SUFFIXES
+
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(where) / name
+
+
+def _kind(path: Path) -> str | None:
+    return _TABLES.get(Path(path.name.lower().removesuffix(".gz")).suffix)
+
+
+def _wanted(spec: DataSpec) -> list[str]:
+    """The columns that a table must have."""
+    return [spec.assets["image_column"]] if spec.assets.get("kind") == "image" else list(spec.assets.get("columns", ()))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _of_table(path: Path, spec: DataSpec) -> Iterator[Example]:
+    number = -1
+    try:
+        for number, row in enumerate(_rows(path)):
+            if number == 0:
+                _require_columns(path, row, spec)
+            yield Example(_with_paths(row, path.parent, spec), str(path), number)
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's and json's errors are ValueErrors
+        reason = getattr(error, "msg", None) or str(error).partition("\n")[0]
+        raise data_error(f"{path}, row {number + 1}: cannot be read: {reason}") from error
+    if number < 0:
+        raise data_error(f"{path} has no rows")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    kind = _kind(path)
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                yield from batch.to_pylist()
+        return
+    with _opened(path) as file:
+        if kind == "json":
+            yield from _json_rows(file)
+        else:
+            yield from csv.DictReader(file, delimiter="\t" if kind == "tsv" else ",", strict=True)
+
+
+def _opened(path: Path) -> io.TextIOBase:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")  # type: ignore[return-value]
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _json_rows(file: io.TextIOBase) -> Iterator[dict[str, Any]]:
+    """Rows of json lines, or of one list of objects."""
+    start = file.read(1)
+    lines = json.loads(start + file.read()) if start == "[" else _json_lines(start, file)
+    for row in lines:
+        if not isinstance(row, dict):
+            raise ValueError('an object is expected, such as {"column": value}')
+        yield row
+
+
+def _json_lines(start: str, file: io.TextIOBase) -> Iterator[Any]:
+    for line in file:
+        if (line := start + line).strip():
+            yield json.loads(line)
+        start = ""
+
+
+def _require_columns(path: Path, row: Row, spec: DataSpec) -> None:
+    for name in _wanted(spec):
+        if name not in row and not (name == spec.assets.get("image_column") and "image" in row):
+            raise data_error(
+                f"{path} has no column '{name}'; it has {', '.join(map(str, row)) or 'none'}",
+                did_you_mean(name, map(str, row), f"the run was trained with {', '.join(_wanted(spec))}"),
+            )
+
+
+def _with_paths(row: Row, folder: Path, spec: DataSpec) -> Row:
+    """The row with a picture's path read from the table's folder, as in training."""
+    name = spec.assets.get("image_column")
+    name = name if name in row else "image"
+    given = row.get(name)
+    if spec.assets.get("kind") != "image" or given is None:
+        return row
+    if isinstance(given, str):
+        return {**row, name: str(folder / Path(given).expanduser())}
+    if isinstance(given, dict) and given.get("bytes") is None and given.get("path"):
+        return {**row, name: {**given, "path": str(folder / Path(given["path"]).expanduser())}}
+    return row

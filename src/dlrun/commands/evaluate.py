@@ -1,0 +1,245 @@
+"""`dlrun evaluate`: the metrics of a run's best weights on a split of its data, or of other data.
+
+Without overrides no run is made: the metrics are printed, and the run's folder keeps the predictions in
+predictions/<split>-<digest>.safetensors, where a second call finds them. The digest is of the weights, the data
+and whatever of the config decides the outputs, so predictions are never reused for something else.
+
+With overrides a run is made: verb `evaluate`, parents=[RUN], its config RUN's with the overrides, its result these
+metrics. Its weights are RUN's, so it can be evaluated and asked for predictions itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlrun import runs
+from dlrun.commands import _making as making
+from dlrun.commands import _reading as reading
+from dlrun.commands._terminal import TerminalReporter, print_json, result_console, table
+from dlrun.config import check, convert
+from dlrun.config.compose import compose_on, leaves
+from dlrun.config.schema import RunConfig
+from dlrun.errors import DlrunError
+
+if TYPE_CHECKING:
+    from dlrun.commands.train import Options
+    from dlrun.contracts import Outputs
+    from dlrun.predictor import TrainedModel
+
+_CHANGEABLE = ("data", "task", "hardware", "tracking", "train.precision", "name")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """metrics: "test/accuracy" -> value.  tables: what metrics have to show beside numbers.
+    seconds: of predicting; None where predictions were found."""
+
+    metrics: dict[str, float]
+    tables: dict[str, list]
+    num_examples: int
+    seconds: float | None
+
+
+def evaluate(
+    reference: str, overrides: Sequence[str], options: Options, *, split: str = "test", device: str | None = None
+) -> int:
+    """Print a run's metrics on a split. Returns the exit code."""
+    reporter = TerminalReporter()
+    run = runs.find(options.runs, reference)
+    if overrides:
+        return _as_a_run(run, overrides, options, split, device, reporter)
+    predictor = reading.load(run, options, reporter, device)
+    scored = _score(predictor, split, run.folder, reporter)
+    if options.as_json:
+        said = _result(predictor, split, scored)
+        said["goal"].pop("mode")
+        print_json({**making.result_object(run), **said})
+    else:
+        _show(scored)
+    return 0
+
+
+# What decides which rows of the run's data were held out.
+_HELD_OUT_BY = tuple(f"data.{name}" for name in ("split_seed", "splits", "valid_fraction", "test_fraction",
+                                                 "valid_size", "test_size", "train_size"))  # fmt: skip
+
+
+def _as_a_run(
+    source: runs.Run,
+    overrides: Sequence[str],
+    options: Options,
+    split: str,
+    device: str | None,
+    reporter: TerminalReporter,
+) -> int:
+    config = _changed(source, overrides, options)
+    predictor = reading.load(source, options, reporter, device, config)
+    _require_split(predictor, split)  # data that cannot be read leaves no run behind
+    for note in predictor.dataset.notes:
+        reporter.note(note)
+    run = making.new_run(
+        config,
+        options.registry,
+        options.runs,
+        verb="evaluate",
+        parents=[source.id],
+        require_tracking=options.require_tracking,
+        reporter=reporter,
+    )
+    with runs.hold(run.folder):
+        try:
+            scored = _score(predictor, split, run.folder, reporter)
+            _record(run, predictor, split, scored)
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            making.finish(run, status, str(error).partition("\n")[0] or type(error).__name__)
+            raise
+        run = making.finish(run, "FINISHED", "complete")
+    if options.as_json:
+        print_json(making.result_object(run))
+    else:
+        _show(scored)
+        result_console().print(f"run      {run.id}  of {source.short_id}\nfolder   {run.folder}", soft_wrap=True)
+    return 0
+
+
+def _changed(source: runs.Run, overrides: Sequence[str], options: Options) -> RunConfig:
+    """The config with what an evaluation may change. Raises: DlrunError for what the weights depend on."""
+    before = check.read_plain(source.folder)
+    config = convert.to_config(compose_on(before, overrides, config_dir=options.config_dir).values, options.registry)
+    old, new = leaves(before), leaves(convert.to_plain(config))
+    # A group's name first: another model is the error, not the settings it lacks.
+    for name in sorted(old.keys() | new.keys(), key=lambda name: (not name.endswith(".name"), name)):
+        if old.get(name) != new.get(name) and not f"{name}.".startswith(tuple(f"{word}." for word in _CHANGEABLE)):
+            raise DlrunError(
+                f"evaluate cannot change {name}: it is part of how the run was trained",
+                f"it can change {', '.join(_CHANGEABLE)}",
+            )
+    same_data = all(old.get(name) == new.get(name) for name in ("data.name", "data.path"))
+    for name in _HELD_OUT_BY if same_data else ():
+        if old.get(name) != new.get(name):
+            raise DlrunError(
+                f"evaluate cannot change {name} on the run's own data: rows it was trained on would be scored",
+                "name other data: data.path=PATH",
+            )
+    if config.name and old.get("name") == config.name:  # the name stays the trained run's own
+        config = replace(config, name=f"{config.name} evaluated")
+    return config
+
+
+def _record(run: runs.Run, predictor: TrainedModel, split: str, scored: Scored) -> None:
+    """The new run's files: spec, metrics, figures, result."""
+    from dlrun.commands import _figures
+    from dlrun.training.metrics_log import MetricsLog
+
+    runs.write_json(run.folder / "spec.json", predictor.spec.to_json())
+    log = MetricsLog(run.metrics_file)
+    log.write(predictor.step, scored.metrics)
+    log.close()
+    if "confusion" in scored.tables:
+        labels = list(predictor.spec.labels)
+        runs.write_json(run.folder / "confusion.json", {"labels": labels, "counts": scored.tables["confusion"]})
+    _figures.draw(run)
+    runs.write_json(run.folder / "result.json", {**_result(predictor, split, scored), "step": predictor.step})
+
+
+def _result(predictor: TrainedModel, split: str, scored: Scored) -> dict[str, Any]:
+    goal = predictor.task.goal
+    rate = scored.num_examples / scored.seconds if scored.seconds else None
+    value = scored.metrics.get(f"{split}/{goal.metric}")
+    return {
+        "goal": {"name": goal.metric, "mode": goal.mode, "value": value, "split": split},
+        "metrics": scored.metrics,
+        "seconds": scored.seconds or 0.0,
+        "rate": {"samples_per_second": rate},
+    }
+
+
+def _show(scored: Scored) -> None:
+    result_console().print(table(["metric", "value"], list(scored.metrics.items())))
+
+
+# ---------------------------------------------------------------- predictions
+
+
+def _score(predictor: TrainedModel, split: str, folder: Path, reporter: TerminalReporter) -> Scored:
+    """Metrics of a split from its predictions, which are made where the folder does not have them."""
+    _require_split(predictor, split)
+    path = folder / "predictions" / f"{split}-{_digest(predictor)}.safetensors"
+    outputs, seconds = _stored(path), None
+    if outputs is None:
+        started = time.perf_counter()
+        with reporter.console.status(f"predicting {len(predictor.dataset.split(split)):,} examples of {split}"):
+            outputs = predictor.predict_split(split)
+        seconds = time.perf_counter() - started
+        _store(path, outputs, reporter)
+    values, tables = _measured(predictor, outputs, split)
+    how = "from predictions made before" if seconds is None else f"in {seconds:.1f} s"
+    reporter.note(
+        f"run {predictor.run.short_id}, step {predictor.step}: {len(outputs.ids):,} examples of {split} {how}"
+    )
+    return Scored(values, tables, len(outputs.ids), seconds)
+
+
+def _measured(predictor: TrainedModel, outputs: Outputs, split: str) -> tuple[dict[str, float], dict[str, list]]:
+    """The task's metrics by name, and their tables."""
+    from dlrun.contracts import WithTables
+
+    values: dict[str, float] = {}
+    tables: dict[str, list] = {}
+    for metric in predictor.task.metrics():
+        metric.update(outputs)
+        values |= {f"{split}/{name}": value for name, value in metric.compute().items()}
+        tables |= metric.tables() if isinstance(metric, WithTables) else {}
+    return values, tables
+
+
+def _require_split(predictor: TrainedModel, split: str) -> None:
+    known = predictor.dataset.splits
+    if split not in known:
+        raise DlrunError(f"the data has no '{split}' split; it has {', '.join(known)}", f"--split {list(known)[-1]}")
+
+
+def _digest(predictor: TrainedModel) -> str:
+    """16 hexadecimal digits of everything a prediction depends on."""
+    from dlrun.training.checkpoint import MANIFEST
+
+    config, manifest = predictor.config, predictor.run.checkpoints / f"{predictor.step:08d}" / MANIFEST
+    settings = [convert.to_plain(config.task), config.train.precision, predictor.spec.to_json()]
+    parts = [
+        manifest.read_bytes(),
+        predictor.dataset.fingerprint.encode(),
+        json.dumps(settings, sort_keys=True).encode(),
+    ]
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+
+
+def _store(path: Path, outputs: Outputs, reporter: TerminalReporter) -> None:
+    from safetensors.torch import save
+
+    tensors = {name: field.detach().contiguous().cpu() for name, field in outputs.fields.items()}
+    try:
+        path.parent.mkdir(exist_ok=True)
+        runs.write_atomically(path, save({**tensors, "id": outputs.ids.contiguous().cpu()}))
+    except (OSError, DlrunError) as error:  # a full disk, or somebody else's run: the metrics are there all the same
+        reporter.note(f"warning: the predictions are not kept: {str(error).partition(chr(10))[0]}")
+
+
+def _stored(path: Path) -> Outputs | None:
+    """Predictions of an earlier call; None where there are none, or the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from dlrun.contracts import Outputs
+
+    try:
+        fields = load_file(path)
+        return Outputs(fields.pop("id"), fields)
+    except (OSError, SafetensorError, KeyError):
+        return None

@@ -1,0 +1,47 @@
+"""Each experiment on its real data for a few percent of its duration, against a looser bar written beside it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.realdata,
+    pytest.mark.skipif("DLRUN_TEST_DATA" not in os.environ, reason="DLRUN_TEST_DATA does not name the real data"),
+]
+
+
+def result(runs, *arguments: str) -> dict:
+    command = [sys.executable, "-m", "dlrun", "train", *arguments, "--runs", str(runs), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.parametrize(("name", "duration", "bar"), [
+    ("fashion_mnist_cnn", "250 steps", 0.80),  # whole: 10 epochs, 0.925
+    ("cifar10_resnet20", "200 steps", 0.30),  # whole: 14 epochs, 0.82
+])  # fmt: skip
+def test_a_short_experiment_learns(tmp_path, name, duration, bar):
+    found = result(tmp_path, f"experiment={name}", f"train.duration={duration}", f"train.evaluate_every={duration}")
+    assert found["status"] == "FINISHED"
+    assert found["goal"]["split"] == "test"
+    assert found["metrics"]["test/accuracy"] >= bar
+
+
+def test_a_short_transfer_loads_its_body_and_learns(tmp_path):
+    body = result(tmp_path, "experiment=transfer_body", "train.duration=60 steps", "train.evaluate_every=60 steps")
+    assert body["metrics"]["test/accuracy"] >= 0.5
+    tuned = result(tmp_path, "experiment=digits_1000_transfer", "transfer.from=run:transfer_body", "train.duration=3 epochs")
+    assert tuned["metrics"]["test/accuracy"] >= 0.7
+
+
+def test_cached_features_give_the_head_that_uncached_features_give(tmp_path):
+    result(tmp_path, "experiment=transfer_body", "train.duration=20 steps", "train.evaluate_every=20 steps")
+    head = ("experiment=digits_1000_transfer", "transfer=feature_extraction", "transfer.from=run:transfer_body",
+            "train.duration=1 epoch", "model.dropout=0", "data.train_size=200")
+    cached = result(tmp_path, *head, "transfer.cache_features=true")
+    plain = result(tmp_path, *head, "transfer.cache_features=false")
+    assert cached["metrics"]["test/loss"] == pytest.approx(plain["metrics"]["test/loss"], rel=1e-3)

@@ -40,7 +40,9 @@ def transfer_digits(runs: str) -> bool:
     """A body trained on Fashion-MNIST, fine-tuned on 1,000 digits, against from scratch; three seeds each."""
     run("train", "experiment=transfer_body", "--runs", runs)
     scratch = run("train", "experiment=digits_1000_scratch", "--seeds", "3", "--runs", runs)
-    tuned = run("train", "experiment=digits_1000_transfer", "transfer.from=run:transfer_body", "--seeds", "3", "--runs", runs)
+    tuned = run(
+        "train", "experiment=digits_1000_transfer", "transfer.from=run:transfer_body", "--seeds", "3", "--runs", runs
+    )
     means = [result["metrics"]["test/accuracy"] for result in (scratch, tuned)]
     spreads = [result["metrics"]["test/accuracy_std"] for result in (scratch, tuned)]
     row("transfer to 1,000 digits, against from scratch", f"{means[1]:.4f} ± {spreads[1]:.4f}",

@@ -8,7 +8,9 @@ from pathlib import Path
 def main() -> None:
     runs, expected = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     newest: dict[str, Path] = {}
-    for folder in sorted(runs.glob("*/artifacts"), key=lambda path: json.loads((path / "run.json").read_text())["created"]):
+    for folder in sorted(
+        runs.glob("*/artifacts"), key=lambda path: json.loads((path / "run.json").read_text())["created"]
+    ):
         newest[json.loads((folder / "run.json").read_text())["name"]] = folder
     wrong = 0
     for name, wanted in expected.items():

@@ -42,7 +42,9 @@ class RunTools:
         if folder is None:
             raise DlrunError(f"transfer.from: run {run.short_id} has no checkpoint", "train it first", Exit.DATA)
         labels = tuple(runs.read_json(run.folder / "spec.json")["labels"])
-        return Weights(checkpoint.read_tensors(folder, "weights"), f"run {run.short_id}, step {int(folder.name)}", labels)
+        return Weights(
+            checkpoint.read_tensors(folder, "weights"), f"run {run.short_id}, step {int(folder.name)}", labels
+        )
 
 
 def dataset(config: schema.DataConfig, registry: Registry, tools: RunTools) -> Dataset:

@@ -15,7 +15,6 @@ from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
 from dlrun.runs import write_atomically
 
-
 _DEEPEST = 50  # levels; a run's config has four
 
 

@@ -6,34 +6,30 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from dlrun import build, runs
+from dlrun import runs
+from dlrun.assembly import assemble, report_transfer
 from dlrun.config import check, convert
 from dlrun.config.schema import RunConfig
-from dlrun.contracts import Dataset, Task, Transferred
 from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
-from dlrun.training import checkpoint, features
-from dlrun.training.batches import Feed, placer
+from dlrun.training import checkpoint
 from dlrun.training.diagnose import Diagnosis
 from dlrun.training.distributed import World, choose_device, joined, limit_threads
 from dlrun.training.energy import EnergyMeter
 from dlrun.training.evaluate import batches, evaluate
+from dlrun.training.guards import caught_signals, deterministic, memory_errors
 from dlrun.training.loop import Ended, Engine, NotFinite, Plan, Reporter, fit
 from dlrun.training.metrics_log import MetricsLog
-from dlrun.training.precision import Precision
-from dlrun.training.state import Progress, State, averaged, seed_generators
+from dlrun.training.state import seed_generators
 
 Sampler = Callable[[Callable[[dict[str, float]], None]], contextlib.AbstractContextManager]
 
@@ -49,7 +45,8 @@ def train(folder: Path, registry: Registry, reporter: Reporter, sample_system: S
         device = choose_device(config.hardware.device, place.local_rank)
         world = World(place.rank, place.size, device)
         limit_threads(config.hardware.threads, place.local_size)
-        with deterministic(config.train.deterministic), memory_errors(config, device):
+        limits = (config.data.batch_size, config.train.accumulate)
+        with deterministic(config.train.deterministic), memory_errors(device, *limits):
             sitting = Sitting(runs.load(folder), config, registry, world, reporter)
             return sitting.run_to_end(sample_system)
 
@@ -225,171 +222,6 @@ class Sitting:
             return state.progress.step
         checkpoint.load_model(state.weights, checkpoint.read_tensors(found, "weights"), str(found))
         return int(found.name)
-
-
-# ---------------------------------------------------------------- assembling
-
-
-class Parts:
-    """What a sitting is put together from. `trained` is the module whose parameters move (a head, where a frozen
-    body's features are cached); `task` is its task; `full_task` is the whole model's."""
-
-    dataset: Dataset
-    task: Task
-    full_task: Task
-    state: State
-    feed: Feed
-    plan: Plan
-    schedule: Callable[[float], float]
-    forward: nn.Module
-    trained: nn.Module
-    transferred: Transferred
-    lr_scales: list[Callable[[float], float]]
-
-
-def assemble(config: RunConfig, registry: Registry, world: World, folder: Path, resumed: Path | None) -> Parts:
-    """Build everything a run needs from its config. Order: data, task, model, transfer, optimizer, plan."""
-    parts = Parts()
-    tools = build.RunTools(config.seed, folder, registry)
-    parts.dataset = data = build.dataset(config.data, registry, tools)
-    parts.task = parts.full_task = build.task(config.task, registry, data.spec)
-    network = build.model(config.model, registry, data.spec, config.seed)
-    parts.transferred = build.transferred(config.transfer, registry, network, data.spec, tools, load=resumed is None)
-    network = parts.transferred.model
-    keep_in_eval_mode(network, parts.transferred.frozen)
-    if config.hardware.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = network.to(world.device)
-    precision = Precision.of(config.train.precision, world.device)
-    own = getattr(parts.task, "parts", None)
-    grouped = build.optimizer(config.optimizer, registry, parts.transferred, own)
-    parts.lr_scales = grouped.lr_scales
-    parts.state = State(
-        network, grouped.optimizer, precision, averaged(network, config.train.ema), own, Progress(), world
-    )
-    parts.feed = Feed(
-        data.split("train"),
-        data.inputs,
-        build.augmentation(config.data, registry, data.spec),
-        config.data.batch_size,
-        config.train.accumulate,
-        config.seed,
-        config.data.workers,
-        world,
-        placer(world.device, config.hardware.channels_last),
-        config.train.overfit_one_batch,
-    )
-    parts.trained = network
-    if parts.transferred.cache_features and parts.feed.augment is None:
-        _train_on_features(parts, config, registry)
-    parts.plan = build.plan(config.train, parts.feed.steps_per_epoch)
-    parts.schedule = build.schedule(config.schedule, registry, parts.plan, parts.feed.steps_per_epoch)
-    parts.forward = wrapped(parts.trained, config, world)
-    return parts
-
-
-def keep_in_eval_mode(network: nn.Module, prefixes: Sequence[str]) -> None:
-    """Modules of these names no longer follow `train()`: the statistics of a frozen body's norms stay still."""
-    for name, module in network.named_modules():
-        if name in prefixes:
-            module.eval()
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
-
-
-def _train_on_features(parts: Parts, config: RunConfig, registry: Registry) -> None:
-    data, head = parts.dataset, parts.transferred.head
-    split = features.extract(
-        parts.state.model,
-        head,
-        data.split("train"),
-        data.inputs,
-        data.spec.inputs,
-        batch_size=2 * config.data.batch_size,
-        place=parts.feed.place,
-        precision=parts.state.precision,
-    )
-    spec = build.for_features(data.spec, split.fields["features"].shape[1:])
-    parts.task = build.task(config.task, registry, spec)
-    parts.trained = parts.state.model.get_submodule(head)
-    parts.feed = replace(
-        parts.feed, split=split, inputs=features.AsStored(), place=placer(parts.state.world.device, False)
-    )
-
-
-def wrapped(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
-    """The module under DDP and torch.compile, as the config asks."""
-    if world.size > 1:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        module = nn.parallel.DistributedDataParallel(module, device_ids=ids)
-    return torch.compile(module) if config.hardware.compile else module  # type: ignore[return-value]
-
-
-def report_transfer(result: Transferred, reporter: Reporter) -> None:
-    """Which tensors were loaded, and which were not."""
-    reporter.note(
-        f"transfer: {len(result.loaded)} tensors loaded, {len(result.missing)} of the model start anew"
-        + (f" ({', '.join(result.missing[:4])}{', …' if len(result.missing) > 4 else ''})" if result.missing else "")
-        + (f", {len(result.unexpected)} of the source unused" if result.unexpected else "")
-    )
-
-
-# ---------------------------------------------------------------- contexts
-
-
-@contextlib.contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """torch's deterministic algorithms, or an error where an operation has none."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextlib.contextmanager
-def memory_errors(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """Out of memory as one line, with exit code 5."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(config, device) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise _out_of_memory(config, device) from error
-
-
-def _out_of_memory(config: RunConfig, device: torch.device) -> DlrunError:
-    size, accumulate = config.data.batch_size, config.train.accumulate
-    return DlrunError(
-        f"out of memory on {device} with {size // accumulate} examples at a time",
-        f"train.accumulate={accumulate * 2} keeps the batch and halves the memory, or data.batch_size={size // 2}",
-        Exit.MEMORY,
-    )
-
-
-@contextlib.contextmanager
-def caught_signals(arrived: list[int]) -> Iterator[None]:
-    """SIGINT and SIGTERM are noted for the loop; the second one ends the process now."""
-
-    def note(number: int, _frame: object) -> None:
-        if arrived:
-            os._exit(128 + number)
-        arrived.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread (somebody's own program): signals stay theirs
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- under torchrun

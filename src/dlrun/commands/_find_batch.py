@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import torch
 
+from dlrun.assembly import Parts
 from dlrun.commands import _measuring as measuring
 from dlrun.commands import _rehearsal as rehearsal
 from dlrun.contracts import Batch
 from dlrun.errors import DlrunError, Exit
 from dlrun.training.batches import Feed
 from dlrun.training.loop import fit
-from dlrun.worker import Parts
 
 SMALLEST = 8
 _WARM_UP, _MOST_STEPS, _ENOUGH_SECONDS = 2, 50, 1.0

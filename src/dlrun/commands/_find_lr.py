@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlrun.assembly import Parts
 from dlrun.commands import _rehearsal as rehearsal
 from dlrun.config.schema import RunConfig
 from dlrun.errors import DlrunError, Exit
 from dlrun.runs import disk_error
 from dlrun.training.loop import NotFinite, fit
-from dlrun.worker import Parts
 
 FIRST, LAST, STEPS = 1e-6, 10.0, 100
 _DIVERGED = 4.0  # times the lowest loss so far, as fast.ai's finder stops

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dlrun.assembly import Parts
 from dlrun.contracts import Batch, Loss
-from dlrun.worker import Parts
 
 
 @dataclass(frozen=True)

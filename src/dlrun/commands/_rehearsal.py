@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from dlrun import worker
+from dlrun import assembly, worker
+from dlrun.assembly import Parts
 from dlrun.config.schema import RunConfig
 from dlrun.contracts import Batch
 from dlrun.registry import Registry
 from dlrun.training.batches import Feed
 from dlrun.training.distributed import World, choose_device, limit_threads
+from dlrun.training.guards import deterministic, memory_errors
 from dlrun.training.loop import Engine
 from dlrun.training.state import Progress, seed_generators
-from dlrun.worker import Parts
 
 _NEVER = sys.maxsize
 Hook = Callable[[int, list[Batch]], dict[str, float]]
@@ -29,8 +30,9 @@ def assembled(config: RunConfig, registry: Registry, runs: Path) -> Iterator[Par
     """All the parts of a run, with its first weights. Memory errors inside become one line, with exit code 5."""
     device = choose_device(config.hardware.device)
     limit_threads(config.hardware.threads, 1)
-    with worker.deterministic(config.train.deterministic), worker.memory_errors(config, device):
-        parts = worker.assemble(config, registry, World(0, 1, device), runs, None)
+    limits = (config.data.batch_size, config.train.accumulate)
+    with deterministic(config.train.deterministic), memory_errors(device, *limits):
+        parts = assembly.assemble(config, registry, World(0, 1, device), runs, None)
         seed_generators(config.seed, 0)
         yield parts
 

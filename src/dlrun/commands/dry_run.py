@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from dlrun.assembly import Parts
 from dlrun.commands import _measuring as measuring
 from dlrun.commands import _rehearsal as rehearsal
 from dlrun.commands._terminal import number, print_json, result_console, table
@@ -20,7 +21,6 @@ from dlrun.config.schema import RunConfig
 from dlrun.training.batches import Feed
 from dlrun.training.distributed import World
 from dlrun.training.loop import fit
-from dlrun.worker import Parts
 
 if TYPE_CHECKING:
     from dlrun.commands.train import Options

@@ -196,23 +196,34 @@ def adopt_job() -> bool:
     return False
 
 
+_store: Any = None  # of the job; it lives as long as the process, or a slower rank would find it gone
+
+
 def in_job(config_of_rank_zero: Callable[[], runs.Run]) -> tuple[runs.Run, bool]:
     """Rank 0 makes the run and tells the others its folder. Returns (run, am I rank 0)."""
+    global _store
     import torch.distributed as dist
 
-    main = os.environ["RANK"] == "0"
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]) + 1, int(os.environ["WORLD_SIZE"]), main
-    )
+    main, size = os.environ["RANK"] == "0", int(os.environ["WORLD_SIZE"])
+    _store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]) + 1, size, main)
     if main:
         try:
             run = config_of_rank_zero()
         except BaseException:
-            store.set("folder", "")
+            _store.set("folder", "")
+            _until_read(size - 1)
             raise
-        store.set("folder", str(run.folder))
+        _store.set("folder", str(run.folder))
         return run, True
-    folder = store.get("folder").decode()
+    folder = _store.get("folder").decode()
+    _store.add("read", 1)
     if not folder:
         raise SystemExit(int(Exit.USAGE))  # rank 0 says what was wrong
     return runs.load(Path(folder)), False
+
+
+def _until_read(readers: int, timeout_seconds: float = 10.0) -> None:
+    """Wait until the other ranks have heard, or for so long."""
+    deadline = time.monotonic() + timeout_seconds
+    while _store.add("read", 0) < readers and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -18,6 +18,7 @@ SGD = (
     "train",
     "model=mlp",
     "model.norm=none",
+    "model.dropout=0",
     "hardware.device=cpu",
     "hardware.threads=1",
     "optimizer=sgd",

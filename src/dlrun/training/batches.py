@@ -87,6 +87,7 @@ class Feed:
         loader = torch.utils.data.DataLoader(
             _Steps(self), sampler=_Count(step), batch_size=None, num_workers=self.workers, prefetch_factor=2,
             pin_memory=self.world.device.type == "cuda", worker_init_fn=_die_with_parent,
+            multiprocessing_context="fork",  # other start methods would have to pickle a user's own components
         )  # fmt: skip
         for fetched in loader:
             if isinstance(fetched, DlrunError):

@@ -138,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--parts", nargs="*", default=["bf16", "memory"], help="what comes after the comparison")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     folder = data_folder()
@@ -158,17 +159,20 @@ def main() -> None:
         "dlrun, not mirrored": lambda: dlrun_rate(*fashion, "tracking.system_metrics=false", mirrored=False),
     }
     samples = Samples(images, labels)
-    for name, peer in (("lightning", lightning_rate), ("transformers", transformers_rate)):
+    for name, peer in (("lightning", lightning_rate), ("accelerate", transformers_rate)):
         try:
             __import__(name)
-            contenders[name] = lambda peer=peer: peer(samples, options.steps)
+            label = "transformers.Trainer" if name == "accelerate" else name
+            contenders[label] = lambda peer=peer: peer(samples, options.steps)
         except ImportError:
             print(f"{name} is not installed and left out: pip install -e '.[bench]'", file=sys.stderr)
     found = in_turn(contenders, options.rounds)
     for name, rates in found.items():
         print(f"{name:<28} {median(rates):10.0f} samples/s   dlrun is {ratio(found['dlrun'], rates):.2f} x as fast")
-    bf16(folder, options)
-    memory(folder)
+    if "bf16" in options.parts:
+        bf16(folder, options)
+    if "memory" in options.parts:
+        memory(folder)
 
 
 def bf16(folder: Path, options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ deep=(model=mlp model.depth=12 model.width=64 model.dropout=0 optimizer.lr=0.001
 train sigmoid_mlp "${deep[@]}" model.norm=none model.activation=sigmoid model.init=xavier
 train cured_mlp   "${deep[@]}" model.norm=batch model.activation=relu model.init=kaiming model.skip=true
 
-plain=(model=resnet56 model.width=8 model.norm=none model.init=lecun optimizer=sgd optimizer.lr=0.05 "train.duration=6 epochs")
+plain=(model=resnet56 model.width=8 model.norm=batch optimizer=sgd optimizer.lr=0.05 "train.duration=4 epochs")
 train plain_resnet   "${plain[@]}" model.skip=false
 train skipped_resnet "${plain[@]}" model.skip=true
 

@@ -12,7 +12,7 @@ from dlrun.training import checkpoint
 QUICK = ("train.duration=1 epoch", "model=logistic", "hardware.device=cpu", "tracking.system_metrics=false")
 
 
-def said(result: tuple[int, str, str], code: int, *words: str) -> None:
+def check_said(result: tuple[int, str, str], code: int, *words: str) -> None:
     """The command failed with this code, said these words, and kept it short."""
     found, out, err = result
     message = err[err.index("error:") :] if "error:" in err else err
@@ -43,7 +43,7 @@ def said(result: tuple[int, str, str], code: int, *words: str) -> None:
     ("data.batch_size=5000", ("is larger than the 1257 training examples",)),
 ])  # fmt: skip
 def test_a_wrong_override_is_named_with_the_right_spelling(dlrun, override, words):
-    said(dlrun("train", override), 2, *words)
+    check_said(dlrun("train", override), 2, *words)
 
 
 def test_several_mistakes_are_reported_at_once(dlrun):
@@ -59,13 +59,13 @@ def test_a_config_error_leaves_no_run_behind(dlrun, runs):
 
 
 def test_missing_and_unreadable_data(dlrun, tmp_path):
-    said(dlrun("train", "data=files", "data.path=nowhere"), 4, "nowhere")
+    check_said(dlrun("train", "data=files", "data.path=nowhere"), 4, "nowhere")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is not parquet")
-    said(dlrun("train", "data=files", f"data.path={tmp_path / 'broken.parquet'}"), 4, "broken.parquet")
+    check_said(dlrun("train", "data=files", f"data.path={tmp_path / 'broken.parquet'}"), 4, "broken.parquet")
     (tmp_path / "one.csv").write_text("a,label\n" + "1,x\n" * 40)
-    said(dlrun("train", "data=files", f"data.path={tmp_path / 'one.csv'}"), 4, "class")
+    check_said(dlrun("train", "data=files", f"data.path={tmp_path / 'one.csv'}"), 4, "class")
     (tmp_path / "none.csv").write_text("a,b\n" + "1,2\n" * 40)
-    said(dlrun("train", "data=files", f"data.path={tmp_path / 'none.csv'}"), 2, "data.target")
+    check_said(dlrun("train", "data=files", f"data.path={tmp_path / 'none.csv'}"), 2, "data.target")
 
 
 @pytest.fixture
@@ -85,20 +85,20 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("memory", ["always", "never"])
 def test_a_corrupt_picture_is_named_or_skipped_within_the_budget(dlrun, pictures, memory):
     data = ("data=files", f"data.path={pictures}", "data.batch_size=4", "data.workers=1", f"data.memory={memory}")
-    said(dlrun("train", *QUICK, *data), 4, "7.png")
+    check_said(dlrun("train", *QUICK, *data), 4, "7.png")
     code, out, err = dlrun("train", *QUICK, *data, "data.on_bad=skip", "--json")
     assert code == 0, err
     assert json.loads(out)["status"] == "FINISHED"
-    said(dlrun("train", *QUICK, *data, "data.on_bad=skip", "data.max_bad=0"), 4, "7.png")
+    check_said(dlrun("train", *QUICK, *data, "data.on_bad=skip", "data.max_bad=0"), 4, "7.png")
 
 
 def test_unknown_runs_and_runs_of_a_newer_format(dlrun, train, runs):
-    said(dlrun("evaluate", "latest"), 2, "there are no runs")
+    check_said(dlrun("evaluate", "latest"), 2, "there are no runs")
     run = train("name=first")
-    said(dlrun("evaluate", "frist"), 2, "unknown run 'frist'", "did you mean first")
+    check_said(dlrun("evaluate", "frist"), 2, "unknown run 'frist'", "did you mean first")
     record = json.loads((run.folder / "run.json").read_text())
     (run.folder / "run.json").write_text(json.dumps({**record, "format": 99}))
-    said(dlrun("evaluate", run.id), 2, "made by a newer dlrun")
+    check_said(dlrun("evaluate", run.id), 2, "made by a newer dlrun")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(dlrun, train):
@@ -122,8 +122,8 @@ def test_no_valid_checkpoint_is_an_error_and_not_a_fresh_start(dlrun, train):
         (path / "state.json").write_text("{}")
     run.update(status="KILLED")
     (run.folder / "result.json").unlink()
-    said(dlrun("train", "--resume", run.short_id), 4, "state.json", "no valid checkpoint is left")
-    said(dlrun("evaluate", run.short_id), 4, "no valid checkpoint is left")
+    check_said(dlrun("train", "--resume", run.short_id), 4, "state.json", "no valid checkpoint is left")
+    check_said(dlrun("evaluate", run.short_id), 4, "no valid checkpoint is left")
 
 
 @pytest.mark.parametrize(("change", "word"), [
@@ -172,8 +172,8 @@ def test_a_second_resume_of_a_running_run_is_refused(dlrun, train):
 
 def test_resume_changes_only_what_it_may(dlrun, train):
     run = train()
-    said(dlrun("train", "--resume", run.short_id, "optimizer.lr=0.5"), 2, "--resume cannot change optimizer.lr")
-    said(dlrun("train", "--resume", run.short_id, "train.duration=1 epoch"), 2, "can only make the run longer")
+    check_said(dlrun("train", "--resume", run.short_id, "optimizer.lr=0.5"), 2, "--resume cannot change optimizer.lr")
+    check_said(dlrun("train", "--resume", run.short_id, "train.duration=1 epoch"), 2, "can only make the run longer")
     code, out, err = dlrun("train", "--resume", run.short_id, "train.duration=4 epochs", "--json")
     assert code == 0, err
     assert json.loads(out)["run_id"] == run.id
@@ -181,7 +181,7 @@ def test_resume_changes_only_what_it_may(dlrun, train):
 
 
 def test_the_required_tracking_store_must_be_there(dlrun, runs):
-    said(dlrun("train", *QUICK, "tracking.uri=http://127.0.0.1:9", "--require-tracking"), 8, "unreachable")
+    check_said(dlrun("train", *QUICK, "tracking.uri=http://127.0.0.1:9", "--require-tracking"), 8, "unreachable")
     assert list(runs.glob("*/artifacts/run.json")) == []
 
 

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import threading
 import time
 import uuid
@@ -314,10 +313,3 @@ def find(runs: Path, reference: str) -> Run:
         ids = ", ".join(run.short_id for run in fits[:5])
         raise DlrunError(f"run '{reference}' fits {len(fits)} runs: {ids}", "name one of them")
     return fits[0]
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes of the file system that holds (or will hold) a folder."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

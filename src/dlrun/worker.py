@@ -27,7 +27,7 @@ from dlrun.training.distributed import World, choose_device, joined, limit_threa
 from dlrun.training.energy import EnergyMeter
 from dlrun.training.evaluate import batches, evaluate
 from dlrun.training.guards import caught_signals, deterministic, memory_errors
-from dlrun.training.loop import Ended, Engine, NotFinite, Plan, Reporter, fit
+from dlrun.training.loop import Ended, Engine, NotFinite, Plan, Reporter, evaluate_and_judge, fit
 from dlrun.training.metrics_log import MetricsLog
 from dlrun.training.state import seed_generators
 
@@ -162,17 +162,10 @@ class Sitting:
 
     def _last_words(self, ended: Ended) -> None:
         """A last checkpoint; after a run limited by time, a last evaluation before it."""
-        progress, goal = self.parts.state.progress, self.parts.task.goal
-        best = False
         if ended == "complete" and self.parts.plan.total is None:
-            values = self.evaluate("valid")
-            value = values.get(f"valid/{goal.metric}")
-            best = value is not None and goal.better(value, progress.best_value)
-            if best:
-                progress.best_value, progress.best_step = value, progress.step
-            if self.log is not None and values:
-                self.log.write(progress.step, values)
-        self.save(best)
+            evaluate_and_judge(self.engine)
+        if self.engine.last_saved != self.parts.state.progress.step:
+            self.save(False)
 
     def _finish(self, energy: dict[str, Any]) -> None:
         """Evaluate the best weights on every held-out split and write result.json, last of all."""

@@ -144,13 +144,13 @@ def test_a_run_folders_config_is_refused_before_anything_is_imported(dlrun, trai
 
 
 def test_a_full_disk_ends_with_its_own_code_and_keeps_what_was_saved(dlrun, monkeypatch, runs):
-    real, calls = checkpoint.free_bytes, []
+    real, calls = checkpoint.free_disk_bytes, []
 
     def filling_up(folder):
         calls.append(folder)
         return real(folder) if len(calls) <= 1 else 100
 
-    monkeypatch.setattr(checkpoint, "free_bytes", filling_up)
+    monkeypatch.setattr(checkpoint, "free_disk_bytes", filling_up)
     code, _, err = dlrun("train", *QUICK, "train.duration=3 epochs")
     assert code == 6, err
     assert "training goes on with the checkpoint before it" in err

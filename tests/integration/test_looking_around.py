@@ -244,10 +244,10 @@ def test_find_batch_size_tries_powers_of_two(dlrun, tmp_path, monkeypatch):
 def test_find_batch_size_stops_before_memory_is_short(dlrun, monkeypatch):
     monkeypatch.setattr(_find_batch, "_ENOUGH_SECONDS", 0.02)
     monkeypatch.setattr(_find_batch, "_stalled", lambda trials: False)
-    monkeypatch.setattr(_find_batch, "available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(_find_batch, "free_memory_bytes", lambda: 1_000_000)
     code, out, _ = dlrun("find", "batch-size", *FAST, "model=mlp")
     assert code == 0 and "examples would take about" in out and "use   data.batch_size=" in out
-    monkeypatch.setattr(_find_batch, "available_bytes", lambda: 10_000)
+    monkeypatch.setattr(_find_batch, "free_memory_bytes", lambda: 10_000)
     code, _, err = dlrun("find", "batch-size", *FAST, "model=mlp")
     assert code == 5 and "8 examples would take about" in err
 

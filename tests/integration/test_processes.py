@@ -82,8 +82,7 @@ def project(folder: Path, failure: str) -> tuple[str, ...]:
     (folder / "components" / "models").mkdir(parents=True)
     (folder / "components" / "models" / "failing.py").write_text(FAILING.format(failure=failure))
     return (
-        *SGD[:1],
-        *SGD[3:],
+        *(argument for argument in SGD if not argument.startswith("model")),
         "hardware.processes=2",
         "--components",
         str(folder / "components"),

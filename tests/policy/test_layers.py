@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "dlrun"
 # units of one floor know each other, the second stands half a step higher.
 LAYERS = {
     "errors": 0.0,
-    "runs": 1.0, "registry": 1.0, "config": 1.5,
+    "machine": 1.0, "runs": 1.0, "registry": 1.0, "config": 1.5,
     "randomness": 2.0, "contracts": 2.2, "metrics": 2.4, "decoding": 2.4,
     **dict.fromkeys(ROOMS.values(), 3.0),
     "training": 4.0, "tracking": 4.0,

@@ -71,7 +71,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, contents())
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 10)
+    monkeypatch.setattr(checkpoint, "free_disk_bytes", lambda folder: 10)
     with pytest.raises(DlrunError, match="a checkpoint needs") as error:
         checkpoint.save(tmp_path, 2, contents())
     assert error.value.code == Exit.DISK

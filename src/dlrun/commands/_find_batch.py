@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +18,7 @@ from dlrun.commands import _measuring as measuring
 from dlrun.commands import _rehearsal as rehearsal
 from dlrun.contracts import Batch
 from dlrun.errors import DlrunError, Exit
+from dlrun.machine import free_memory_bytes
 from dlrun.training.batches import Feed
 from dlrun.training.loop import fit
 
@@ -175,18 +175,7 @@ def _bytes_per_example(parts: Parts, size: int) -> float:
 
 def _short_of_memory(parts: Parts, need: float, size: int) -> str:
     """Why so many examples must not be tried on a CPU, or nothing. (A GPU refuses by itself, and nothing is lost.)"""
-    free = available_bytes()
+    free = free_memory_bytes()
     if parts.state.world.device.type != "cpu" or need <= _SHARE_OF_MEMORY * free:
         return ""
     return f"{size} examples would take about {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
-
-
-def available_bytes() -> int:
-    """Memory that can be had without swapping: the machine's, or the container's where that is less."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        return free
-    return min(free, max(0, limit - used))

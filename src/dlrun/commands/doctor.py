@@ -18,6 +18,7 @@ from dlrun import runs
 from dlrun.commands import _making as making
 from dlrun.commands._terminal import print_json
 from dlrun.errors import DlrunError, Exit
+from dlrun.machine import free_disk_bytes
 
 if TYPE_CHECKING:
     from dlrun.commands.train import Options
@@ -134,7 +135,7 @@ def _openmp() -> Iterator[Finding]:
 
 
 def _folder(folder: Path) -> Iterator[Finding]:
-    free = runs.free_bytes(folder)
+    free = free_disk_bytes(folder)
     yield Finding("warning" if free < _LITTLE_SPACE else "ok", "disk", f"{free / 2**30:.1f} GiB free for {folder}",
                   "free some space, or choose another folder: --runs DIR" if free < _LITTLE_SPACE else "")  # fmt: skip
     existing = next(path for path in (folder, *folder.parents) if path.exists())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from dlrun.contracts import Batch
 from dlrun.data._bad import BadRows
+from dlrun.machine import free_memory_bytes
 
 # Of the memory that is free, what the decoded rows may take; the rest is the model's and the system's.
 _SHARE_OF_MEMORY = 0.25
@@ -98,17 +98,4 @@ def fits(memory: Literal["auto", "always", "never"], num_bytes: int) -> bool:
     if memory != "auto":
         return memory == "always"
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as torchrun says; each holds its own copy
-    return num_bytes <= _SHARE_OF_MEMORY * _free_bytes() / processes
-
-
-def _free_bytes() -> int:
-    """Memory that can be had: the machine's, or the container's where that is less."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        return free
-    return min(free, max(0, limit - used))
+    return num_bytes <= _SHARE_OF_MEMORY * free_memory_bytes() / processes

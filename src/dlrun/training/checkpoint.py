@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dlrun.errors import DlrunError, Exit
-from dlrun.runs import free_bytes, read_json, sync_folder, write_json
+from dlrun.machine import free_disk_bytes
+from dlrun.runs import read_json, sync_folder, write_json
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -79,7 +80,7 @@ def save(folder: Path, step: int, contents: Contents) -> Path:
 
 def _check_space(folder: Path, contents: Contents) -> None:
     need = sum(t.numel() * t.element_size() for tensors in contents.tensors.values() for t in tensors.values())
-    free = free_bytes(folder)
+    free = free_disk_bytes(folder)
     if free < 1.1 * need + 65_536:
         raise DlrunError(
             f"{folder}: a checkpoint needs {need / 1e6:.1f} MB and {free / 1e6:.1f} MB are free",

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from dlrun.errors import DlrunError, did_you_mean
 from dlrun.randomness import Draws
 
-# One tensor a field; the first dimension is the example. "id" (int64 row numbers) is always there.
+# One tensor a field; the first dimension is the example. "id" (int64 row numbers) is always there. The names that
+# rooms agree on (B examples, K boxes of the fullest example):
+#   image       uint8 [B, C, H, W], 0..255 until `Inputs.prepare` makes it normalised floats
+#   label       int64 [B]                   target      float32 [B, T]
+#   mask        uint8 [B, h, w], a class a pixel, IGNORED where none counts; maybe of another size than image
+#   boxes       float32 [B, K, 4], left, top, right, bottom in pixels of image; zeros after the example's last
+#   box_labels  int64 [B, K], -1 after the last      box_crowd  bool [B, K], a box around many things
+#   size        int64 [B, 2], height and width of the picture as it was given
 Batch = dict[str, Tensor]
+IGNORED = 255  # of a mask: neither trained on nor scored
 Row = dict[str, Any]  # one example as a person gives it, or one prediction as a person reads it
 
 
@@ -67,6 +75,11 @@ class DataSpec:
                 did_you_mean(name, self.sizes, "choose another task, model or data set: dlrun list"),
             )
         return self.sizes[name]
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers a model says of an example: one a target, else one a class."""
+        return self.sizes["targets"] if "targets" in self.sizes else self.size("classes")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -193,6 +206,19 @@ class WithTables(Protocol):
         ...
 
 
+@runtime_checkable
+class Gathered(Protocol):
+    """A metric that needs every example's rows at once (average precision), so ranks cannot be added up."""
+
+    def rows(self) -> Tensor:
+        """What this rank has seen, float64 [n, k]."""
+        ...
+
+    def receive(self, rows: Tensor) -> None:
+        """The rows of all ranks, in place of its own."""
+        ...
+
+
 class Task(Protocol):
     """What a model is trained to do. Owns no trained model, optimizer or device."""
 
@@ -215,6 +241,28 @@ class Task(Protocol):
 
     def rows(self, outputs: Outputs) -> list[Row]:
         """Predictions a person can read, one dict an example."""
+        ...
+
+
+@runtime_checkable
+class WithPictures(Protocol):
+    """A task whose examples and predictions can be drawn."""
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> list[Any]:
+        """A PIL image an example, truth and prediction side by side. batch: on the CPU, not prepared."""
+        ...
+
+
+@runtime_checkable
+class WithFiles(Protocol):
+    """A task whose predictions are more than rows: masks, boxes drawn into the picture."""
+
+    def files(self, names: Sequence[str], batch: Batch, outputs: Outputs) -> Iterator[tuple[str, bytes]]:
+        """File names and contents for these examples. batch: as `Inputs.encode` made it."""
+        ...
+
+    def index(self, names: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
+        """One JSON document over all examples, and its file name (COCO results, say)."""
         ...
 
 

@@ -66,7 +66,7 @@ def build(
     stages, (num_channels, height, width) = _stages(shape, sizes, convolutions, kernel, pooling, norm, activation)
     num_features = num_channels if readout == "average" else num_channels * height * width
     flat = _readout(readout, num_features, head_width, dropout, activation)
-    head = nn.Linear(head_width or num_features, spec.size("classes"))
+    head = nn.Linear(head_width or num_features, spec.num_outputs)
     return _layers.initialise(Cnn(stages, flat, head), init, activation)
 
 

@@ -29,4 +29,4 @@ class Logistic(nn.Module):
 
 def build(spec: DataSpec) -> nn.Module:
     """Logistic regression (with several classes: multinomial, as softmax turns its logits into probabilities)."""
-    return Logistic(math.prod(spec.input_shape), spec.size("classes"))
+    return Logistic(math.prod(spec.input_shape), spec.num_outputs)

@@ -80,7 +80,7 @@ def build(
         _Hidden(before, after, activation, norm, dropout, branch_scale)
         for before, after in zip(inputs, sizes, strict=False)
     ]
-    return _layers.initialise(Mlp(hidden, nn.Linear(inputs[-1], spec.size("classes"))), init, activation)
+    return _layers.initialise(Mlp(hidden, nn.Linear(inputs[-1], spec.num_outputs)), init, activation)
 
 
 def _equal_widths(depth: int, width: int) -> tuple[int, ...]:

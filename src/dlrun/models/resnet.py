@@ -103,7 +103,7 @@ def build(
     stages = []
     for before, after in ((width, width), (width, 2 * width), (2 * width, 4 * width)):
         stages.append(_stage(before, after, num_blocks, activation, norm, shortcut if skip else "none"))
-    model = ResNet(stem, stages, nn.Linear(4 * width, spec.size("classes")))
+    model = ResNet(stem, stages, nn.Linear(4 * width, spec.num_outputs))
     _layers.initialise(model, init, activation)
     return _zero_residuals(model) if zero_init_residual else model
 

@@ -28,7 +28,7 @@ def build(spec: DataSpec, *, architecture: str, options: dict[str, Any] | None =
     maker = _maker(architecture)
     settings = _settings(maker, architecture, options or {}, shape)
     try:
-        model = maker(weights=None, progress=False, num_classes=spec.size("classes"), **settings)
+        model = maker(weights=None, progress=False, num_classes=spec.num_outputs, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise _unfit(architecture, options, shape, error) from error
     _fit_channels(model, shape[0])

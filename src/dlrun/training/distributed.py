@@ -52,6 +52,14 @@ class World:
         dist.all_gather(parts, mine)
         return [bytes(part[: int(n)].numpy().tobytes()) for part, n in zip(parts, lengths, strict=True)]
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Every rank's float64 rows [n, k], one after the other in order of rank; the identity for one process."""
+        parts = self.gather_bytes(rows.numpy().tobytes())
+        return torch.cat(
+            [torch.frombuffer(bytearray(p), dtype=torch.float64).reshape(-1, rows.shape[1]) for p in parts if p]
+            or [rows]
+        )
+
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from dlrun.contracts import Batch, Inputs, Outputs, Split, Task, WithTables
+from dlrun.contracts import Batch, Gathered, Inputs, Outputs, Split, Task, WithTables
 from dlrun.training.distributed import World
 from dlrun.training.precision import Precision
 
@@ -54,6 +54,8 @@ def evaluate(
             metric.update(outputs)
     values: dict[str, float] = {}
     for metric in metrics:
+        if isinstance(metric, Gathered):
+            metric.receive(world.gather_rows(metric.rows()))
         for sums in metric.state():
             world.add_up(sums)
         values |= metric.compute()

@@ -1,6 +1,9 @@
 """Training speed on real data, as ratios in one run: dlrun against a hand-written loop, Lightning and HF Trainer.
 
-DLRUN_TEST_DATA=FOLDER python benchmarks/training_speed.py [--rounds 5] [--steps 150]
+DLRUN_TEST_DATA=FOLDER python benchmarks/training_speed.py [--rounds 5] [--steps 150] [--parts default small …]
+
+Two sizes of the same network: `model=cnn` as it comes (six convolutions: nearly all of a step is arithmetic that all
+contenders share), and one of two convolutions, where what a tool adds around the arithmetic shows.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import _hand_written as hand
 import torch
 from _measure import data_folder, dlrun_rate, in_turn, median, peak_megabytes, ratio
+from PIL import Image
 from torch import Tensor, nn
 
 from dlrun import build
@@ -28,11 +32,14 @@ from dlrun.registry import Registry
 BATCH = 128
 
 
-def small_cnn() -> nn.Module:
+SIZES = {"default": {}, "small": {"channels": (16, 32), "convolutions": 1}}
+
+
+def small_cnn(size: str = "default") -> nn.Module:
     spec = DataSpec(
         ("image",), "label", {"classes": 10, "channels": 1, "height": 28, "width": 28}, {"image": (1, 28, 28)}
     )
-    return build.model(ModelConfig("cnn"), Registry(), spec, 0)
+    return build.model(ModelConfig("cnn", SIZES[size]), Registry(), spec, 0)
 
 
 def resnet20() -> nn.Module:
@@ -43,16 +50,20 @@ def resnet20() -> nn.Module:
 
 
 class Samples(torch.utils.data.Dataset):
-    """Fashion-MNIST one example at a time, as tutorials write it."""
+    """Fashion-MNIST one example at a time, as torchvision.datasets gives it: a PIL image, then its transforms."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        from torchvision import transforms
+
         self.images, self.labels = images, labels
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.286,), (0.353,))])
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int):
-        return {"pixels": (self.images[index].float() / 255 - 0.286) / 0.353, "labels": self.labels[index]}
+        picture = Image.fromarray(self.images[index, 0].numpy())
+        return {"pixels": self.transform(picture), "labels": self.labels[index]}
 
 
 class Ticks:
@@ -68,7 +79,7 @@ class Ticks:
         return (len(self.times) - 6) * BATCH / (self.times[-1] - self.times[5])
 
 
-def lightning_rate(data: Samples, steps: int) -> float:
+def lightning_rate(data: Samples, steps: int, size: str) -> float:
     import lightning
 
     ticks = Ticks()
@@ -76,7 +87,7 @@ def lightning_rate(data: Samples, steps: int) -> float:
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = small_cnn()
+            self.model = small_cnn(size)
 
         def training_step(self, batch, _index):
             return nn.functional.cross_entropy(self.model(batch["pixels"]), batch["labels"])
@@ -100,7 +111,7 @@ def lightning_rate(data: Samples, steps: int) -> float:
     return ticks.rate()
 
 
-def transformers_rate(data: Samples, steps: int) -> float:
+def transformers_rate(data: Samples, steps: int, size: str) -> float:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     ticks = Ticks()
@@ -108,7 +119,7 @@ def transformers_rate(data: Samples, steps: int) -> float:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = small_cnn()
+            self.model = small_cnn(size)
 
         def forward(self, pixels, labels=None):
             logits = self.model(pixels)
@@ -138,15 +149,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--parts", nargs="*", default=["bf16", "memory"], help="what comes after the comparison")
+    parser.add_argument("--parts", nargs="*", default=["default", "small", "bf16", "mirror", "memory"])
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     folder = data_folder()
+    for size in SIZES:
+        if size in options.parts:
+            compare(size, folder, options)
+    if "bf16" in options.parts:
+        bf16(folder, options)
+    if "mirror" in options.parts:
+        mirror(folder)
+    if "memory" in options.parts:
+        memory(folder)
+
+
+def compare(size: str, folder: Path, options: argparse.Namespace) -> None:
+    """dlrun, the hand-written loop and the peers on Fashion-MNIST with one size of network."""
     images, labels = hand.read(folder / "fashion_mnist", "train")
     fashion = (
         "data=files",
         f"data.path={folder / 'fashion_mnist'}",
         "model=cnn",
+        *(f"model.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in SIZES[size].items()),
         "data.batch_size=128",
         "optimizer.lr=1e-3",
         f"train.duration={options.steps} steps",
@@ -154,7 +179,7 @@ def main() -> None:
         "schedule=constant",
     )
     contenders: dict[str, Callable[[], float]] = {
-        "hand-written loop": lambda: hand.rate(small_cnn(), images, labels, steps=options.steps),
+        "hand-written loop": lambda: hand.rate(small_cnn(size), images, labels, steps=options.steps),
         "dlrun": lambda: dlrun_rate(*fashion),
         "dlrun, not mirrored": lambda: dlrun_rate(*fashion, "tracking.system_metrics=false", mirrored=False),
     }
@@ -163,16 +188,15 @@ def main() -> None:
         try:
             __import__(name)
             label = "transformers.Trainer" if name == "accelerate" else name
-            contenders[label] = lambda peer=peer: peer(samples, options.steps)
+            contenders[label] = lambda peer=peer: peer(samples, options.steps, size)
         except ImportError:
             print(f"{name} is not installed and left out: pip install -e '.[bench]'", file=sys.stderr)
     found = in_turn(contenders, options.rounds)
     for name, rates in found.items():
-        print(f"{name:<28} {median(rates):10.0f} samples/s   dlrun is {ratio(found['dlrun'], rates):.2f} x as fast")
-    if "bf16" in options.parts:
-        bf16(folder, options)
-    if "memory" in options.parts:
-        memory(folder)
+        print(
+            f"cnn, {size}: {name:<24} {median(rates):8.0f} samples/s"
+            f"   dlrun is {ratio(found['dlrun'], rates):.2f} x as fast"
+        )
 
 
 def bf16(folder: Path, options: argparse.Namespace) -> None:
@@ -199,6 +223,33 @@ def bf16(folder: Path, options: argparse.Namespace) -> None:
             f"ResNet-20: {name:<28} {median(rates):8.0f} samples/s"
             f"   {ratio(rates, found['hand-written fp32']):.2f} x the loop"
         )
+
+
+def mirror(folder: Path) -> None:
+    """Processor seconds of the threads that mirror to MLflow and sample the system, in a minute of training.
+
+    Two runs side by side differ by more than the mirror can cost; the threads' own clocks do not.
+    """
+    import threading
+
+    spent: dict[str, float] = {}
+    run = threading.Thread.run
+
+    def timed(thread: threading.Thread) -> None:
+        try:
+            run(thread)
+        finally:
+            spent[thread.name] = time.thread_time()
+
+    threading.Thread.run = timed
+    try:
+        arguments = (f"data.path={folder / 'fashion_mnist'}", "hardware.device=cpu", "train.duration=1 minutes")
+        dlrun_rate("data=files", "model=cnn", *arguments)
+    finally:
+        threading.Thread.run = run
+    for name, seconds in spent.items():
+        if name.startswith("dlrun-"):
+            print(f"{name}: {seconds:.2f} processor seconds in 60 of training ({seconds / 60:.1%})")
 
 
 def memory(folder: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from dlrun.errors import DlrunError, did_you_mean
+from dlrun.errors import DlrunError, Exit, did_you_mean
 from dlrun.randomness import Draws
+from dlrun.runs import read_json, write_atomically, write_json
 
 # One tensor a field; the first dimension is the example. "id" (int64 row numbers) is always there. The names that
 # rooms agree on (B examples, K boxes of the fullest example):
@@ -21,7 +23,12 @@ from dlrun.randomness import Draws
 #   boxes       float32 [B, K, 4], left, top, right, bottom in pixels of image; zeros after the example's last
 #   box_labels  int64 [B, K], -1 after the last      box_crowd  bool [B, K], a box around many things
 #   size        int64 [B, 2], height and width of the picture as it was given
+#   tokens      int64 [B, T], 0 after the example's last; lengths  int64 [B]
+#   targets     int64 [B, T], the token to be said at each place, NO_TARGET where none counts
+#   source      int64 [B, S], what is to be translated or summed up, padded as tokens; source_lengths  int64 [B]
+#   reference   uint8 [B, L], the true text (`tokens.to_bytes`); several references of an example are one such text
 Batch = dict[str, Tensor]
+NO_TARGET = -100
 IGNORED = 255  # of a mask: neither trained on nor scored
 Row = dict[str, Any]  # one example as a person gives it, or one prediction as a person reads it
 
@@ -51,12 +58,13 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model must know of its data, as plain JSON values; written to spec.json.
+    """What a model must know of its data, as plain JSON values; written to spec.json, its files beside it.
 
     inputs: the batch fields handed to the model, in order.   target: the field to predict.
     sizes: e.g. {"classes": 10, "channels": 1}.               shapes: of one example's inputs.
     labels: names of the classes, in order of their index.
-    assets: facts of the input pipeline (means, column names, vocabularies' files).
+    assets: facts of the input pipeline (means, column names).
+    files: what is too large for them (a tokenizer, an id map), by file name in assets/.
     """
 
     inputs: tuple[str, ...]
@@ -65,6 +73,7 @@ class DataSpec:
     shapes: dict[str, tuple[int, ...]]
     labels: tuple[str, ...] = ()
     assets: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def size(self, name: str) -> int:
         """A size by name. Raises DlrunError that says what this data does have."""
@@ -91,15 +100,16 @@ class DataSpec:
         return self.shapes[self.inputs[0]]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values that `from_json` turns back into an equal DataSpec."""
-        return asdict(self) | {
+        """Plain JSON values that `from_json` turns back into an equal DataSpec; of files, their SHA-256."""
+        return asdict(replace(self, files={})) | {
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()},
             "inputs": list(self.inputs),
             "labels": list(self.labels),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
 
     @staticmethod
-    def from_json(stored: Mapping[str, Any]) -> DataSpec:
+    def from_json(stored: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> DataSpec:
         """The inverse of `to_json`."""
         shapes = {name: tuple(shape) for name, shape in stored["shapes"].items()}
         return DataSpec(
@@ -109,7 +119,28 @@ class DataSpec:
             shapes,
             tuple(stored["labels"]),
             dict(stored["assets"]),
+            dict(files or {}),
         )
+
+    def save(self, folder: Path) -> None:
+        """Write spec.json and assets/ into a run's folder."""
+        for name, content in self.files.items():
+            (folder / "assets").mkdir(exist_ok=True)
+            write_atomically(folder / "assets" / name, content)
+        write_json(folder / "spec.json", self.to_json())
+
+    @staticmethod
+    def load(folder: Path) -> DataSpec:
+        """The spec of a run's folder. Raises: DlrunError with code DATA for a file that is not there or has changed."""
+        stored = read_json(folder / "spec.json")
+        files = {}
+        for name, digest in stored.get("files", {}).items():
+            path = folder / "assets" / name
+            content = path.read_bytes() if Path(name).name == name and path.is_file() else b""
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise DlrunError(f"{path}: is not the file the run was trained with", code=Exit.DATA)
+            files[name] = content
+        return DataSpec.from_json(stored, files)
 
 
 class Split(Protocol):
@@ -122,6 +153,13 @@ class Split(Protocol):
     def gather(self, rows_B: Tensor) -> Batch:
         """CPU tensors of these row numbers, "id" included. May leave out rows that are skipped as bad."""
         ...
+
+
+@runtime_checkable
+class WithLengths(Protocol):
+    """A split whose rows differ in length: batches are made of rows of like length, so that little is padding."""
+
+    lengths: Tensor  # int64 [N]
 
 
 class Inputs(Protocol):
@@ -224,6 +262,7 @@ class Task(Protocol):
 
     goal: Goal
     additive: bool  # False: the loss is no sum over targets (DESIGN: micro-batches are then averaged)
+    # unit: str, optional: what `count` counts in a rate, "samples" (unless said) or "tokens"
 
     def count(self, batch: Batch) -> int:
         """Targets in this batch; no device synchronisation."""
@@ -264,6 +303,13 @@ class WithFiles(Protocol):
     def index(self, names: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
         """One JSON document over all examples, and its file name (COCO results, say)."""
         ...
+
+
+@runtime_checkable
+class Thorough(Protocol):
+    """A task whose last evaluation may cost more than those during training (texts are generated and scored)."""
+
+    def thorough(self) -> Task: ...
 
 
 class WithParts(Protocol):

@@ -105,7 +105,7 @@ def load(
         raise DlrunError(
             f"run {run.short_id} has no checkpoint: it never saved one", "train it: dlrun train", Exit.DATA
         )
-    spec = DataSpec.from_json(runs.read_json(folder / "spec.json"))
+    spec = DataSpec.load(folder)
     chosen = choose_device(device or config.hardware.device)
     network = build.model(config.model, registry, spec, config.seed)
     checkpoint.load_model(network, checkpoint.read_tensors(found, "weights"), str(found))

@@ -23,7 +23,7 @@ from typing import Any
 from dlrun import __version__
 from dlrun.contracts import DataSpec, Predictor, Row
 from dlrun.errors import DlrunError, did_you_mean
-from dlrun.runs import read_json, write_atomically
+from dlrun.runs import write_atomically
 
 _MODULE = "dlrun.serving"
 
@@ -34,7 +34,7 @@ def write_mlmodel(artifacts: Path, *, run_id: str) -> Path:
     Written by hand: mlflow.*.log_model would copy the weights, and takes up to a minute.
     Raises: DlrunError with code DATA if spec.json cannot be read, DISK if the file cannot be written.
     """
-    spec = DataSpec.from_json(read_json(artifacts / "spec.json"))
+    spec = DataSpec.load(artifacts)
     inputs = [{"type": "any", "name": name, "required": True} for name in columns(spec)]
     model = {
         "flavors": {"python_function": {"loader_module": _MODULE, "python_version": platform.python_version()}},

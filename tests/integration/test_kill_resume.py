@@ -123,3 +123,37 @@ def test_sigterm_saves_marks_killed_and_says_how_to_go_on(tmp_path):
     assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"
     step = int((folder / "checkpoints" / "last").resolve().name)
     assert step == json.loads((folder / "checkpoints" / "last" / "state.json").read_text())["progress"]["step"] > 0
+
+
+def test_seeds_killed_go_on_where_they_were(tmp_path):
+    """The parent is killed while its second seed trains: the first is not trained again, the second goes on."""
+    runs = tmp_path / "runs"
+    arguments = [*BASE, "--seeds", "3"]
+    process = subprocess.Popen(command(runs, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("seed 1 "):
+            break
+    wait_for_checkpoint_of_second(runs)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    first = next(runs.glob("*/artifacts/seeds.json")).parent
+    again = subprocess.run(
+        command(runs, "train", "--resume", first.parent.name, "--json"), capture_output=True, text=True, timeout=120
+    )
+    assert again.returncode == 0, again.stderr
+    assert "seed 0" not in again.stderr and "seed 1 (2 of 3)" in again.stderr and "resumed at step" in again.stderr
+    shown = json.loads(again.stdout)
+    children = json.loads((first / "run.json").read_text())["children"]
+    assert len(children) == len(set(children)) == 3 and shown["status"] == "FINISHED"
+    values = [
+        json.loads((runs / child / "artifacts" / "result.json").read_text())["metrics"]["test/accuracy"]
+        for child in children
+    ]
+    assert shown["metrics"]["test/accuracy"] == pytest.approx(sum(values) / 3)
+
+
+def wait_for_checkpoint_of_second(runs: Path) -> None:
+    while len(list(runs.glob("*/artifacts/checkpoints/last"))) < 2:
+        time.sleep(0.02)

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 
 from dlrun import runs as run_folders
 from dlrun.commands import _making as making
+from dlrun.commands._seeds import train_seeds
 from dlrun.commands.compare import best_of
-from dlrun.commands.train import Options, composed, train_seeds
+from dlrun.commands.train import Options, composed
 from dlrun.registry import Registry
 from dlrun.worker import Silent
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+_SHOWN = 3  # metrics of an evaluation in its line; the final table has all of them
 _TICKS = "▁▂▃▄▅▆▇█"
 
 
@@ -125,10 +126,12 @@ class TerminalReporter:
             self.note(f"step {step} ({fraction:.0%})  loss {values.get('train/loss', float('nan')):.4f}")
 
     def evaluated(self, step: int, values: dict[str, float], best: bool) -> None:
-        """The validation split was evaluated."""
-        shown = "  ".join(f"{name} {number(value)}" for name, value in values.items())
-        if values:
-            self.note(f"step {step}  {shown}{'  best' if best else ''}")
+        """The validation split was evaluated; the goal's metric comes first. All of them are in metrics.jsonl."""
+        if not values:
+            return
+        split = next(iter(values)).partition("/")[0]
+        shown = [f"{name.removeprefix(f'{split}/')} {number(value)}" for name, value in list(values.items())[:_SHOWN]]
+        self.note(f"step {step}  {split}/{'  '.join(shown)}{'  best' if best else ''}")
 
     def note(self, text: str) -> None:
         """One line on stderr."""

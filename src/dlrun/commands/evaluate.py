@@ -138,7 +138,7 @@ def _record(run: runs.Run, predictor: TrainedModel, split: str, scored: Scored) 
     from dlrun.commands import _figures
     from dlrun.training.metrics_log import MetricsLog
 
-    runs.write_json(run.folder / "spec.json", predictor.spec.to_json())
+    predictor.spec.save(run.folder)
     log = MetricsLog(run.metrics_file)
     log.write(predictor.step, scored.metrics)
     log.close()

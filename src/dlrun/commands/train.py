@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +114,10 @@ def resume(reference: str, overrides: Sequence[str], options: Options) -> int:
     """Go on with a run from its newest checkpoint. A finished run, unchanged, is only shown."""
     reporter = TerminalReporter()
     run = runs.find(options.runs, reference)
+    if run.record.verb == "seeds":
+        from dlrun.commands import _seeds
+
+        return _seeds.resume(run, overrides, options)
     if run.record.verb != "train":
         raise DlrunError(
             f"run {run.short_id} is a {run.record.verb}, and only a train run is resumed here", "see: dlrun runs"
@@ -180,68 +183,6 @@ def warn_if_components_differ(run: runs.Run, registry: Registry, reporter: Termi
             reporter.note(
                 f"warning: {name} has changed since run {run.short_id} was made (its copy is in the run folder)"
             )
-
-
-# ---------------------------------------------------------------- several seeds
-
-
-def train_seeds(count: int, overrides: Sequence[str], options: Options) -> int:
-    """The same config with `count` seeds, as children of one parent run with mean and standard deviation."""
-    reporter = TerminalReporter()
-    config = composed(overrides, options)
-    parent = making.new_run(
-        config,
-        options.registry,
-        options.runs,
-        verb="seeds",
-        require_tracking=options.require_tracking,
-        reporter=reporter,
-    )
-    children: list[runs.Run] = []
-    with runs.hold(parent.folder):
-        for seed in range(config.seed, config.seed + count):
-            reporter.note(f"seed {seed} ({len(children) + 1} of {count})")
-            own = replace(config, seed=seed, name=f"{config.name or parent.short_id} seed {seed}")
-            child = making.new_run(
-                own, options.registry, options.runs, verb="train", nested_under=parent.id, reporter=reporter
-            )
-            parent = parent.update(children=(*parent.record.children, child.id))
-            try:
-                ended = making.execute(child, own, options.registry, reporter)
-            except BaseException as error:
-                making.finish(parent, "FAILED", f"seed {seed}: {error}".splitlines()[0])
-                raise
-            children.append(ended.run)
-            if ended.signal:
-                making.finish(parent, "KILLED", ended.signal)
-                reporter.note(f"stopped by {ended.signal}; go on with: dlrun train --resume {child.short_id}")
-                return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
-        runs.write_json(parent.folder / "result.json", _summary(children))
-        parent = making.finish(parent, "FINISHED", "complete")
-    show(parent, options)
-    return int(Exit.OK)
-
-
-def _summary(children: Sequence[runs.Run]) -> dict[str, Any]:
-    """Mean and sample standard deviation of every metric over the children's results."""
-    results = [child.result for child in children if child.result]
-    metrics: dict[str, float] = {}
-    for name in results[0]["metrics"]:
-        values = [result["metrics"][name] for result in results]
-        metrics[name] = mean = sum(values) / len(values)
-        spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-        metrics[f"{name}_std"] = math.sqrt(spread)
-    goal = results[0]["goal"]
-    value = metrics.get(f"{goal['split']}/{goal['name']}")
-    rates = [result["rate"]["samples_per_second"] or 0.0 for result in results]
-    return {
-        "goal": {**goal, "value": value},
-        "metrics": metrics,
-        "seeds": len(results),
-        "step": results[0]["step"],
-        "seconds": sum(result["seconds"] for result in results),
-        "rate": {"samples_per_second": sum(rates) / len(rates)},
-    }
 
 
 # ---------------------------------------------------------------- inside a job

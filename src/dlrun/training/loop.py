@@ -216,7 +216,7 @@ def evaluate_and_judge(e: Engine) -> bool:
     progress, goal = e.state.progress, e.task.goal
     with e.meter.paused():
         values = e.evaluate()
-        value = values.get(f"valid/{goal.metric}")
+        value = values.get(chased := f"valid/{goal.metric}")
         best = value is not None and goal.better(value, progress.best_value)
         gain = abs(value - progress.best_value) if value is not None and progress.best_value is not None else None
         enough = best and (gain is None or gain > e.plan.min_improvement)
@@ -225,7 +225,8 @@ def evaluate_and_judge(e: Engine) -> bool:
             progress.best_value, progress.best_step = value, progress.step
         if e.log is not None and values:
             e.log.write(progress.step, values)
-        e.reporter.evaluated(progress.step, values, best)
+        first = [name for name in (chased, "valid/loss") if name in values]  # what a person looks for
+        e.reporter.evaluated(progress.step, {name: values[name] for name in dict.fromkeys([*first, *values])}, best)
         stop = any([hook(progress.step, values) for hook in e.after_evaluate])
         stop |= e.plan.patience is not None and progress.evaluations_without_gain >= e.plan.patience
         if best or stop:

@@ -79,9 +79,9 @@ def save(folder: Path, step: int, contents: Contents) -> Path:
 
 
 def _check_space(folder: Path, contents: Contents) -> None:
-    need = sum(t.numel() * t.element_size() for tensors in contents.tensors.values() for t in tensors.values())
-    free = free_disk_bytes(folder)
-    if free < 1.1 * need + 65_536:
+    tensors = sum(t.numel() * t.element_size() for tensors in contents.tensors.values() for t in tensors.values())
+    need, free = 1.1 * tensors + 65_536, free_disk_bytes(folder)
+    if free < need:
         raise DlrunError(
             f"{folder}: a checkpoint needs {need / 1e6:.1f} MB and {free / 1e6:.1f} MB are free",
             "free some space, or choose another folder: --runs DIR",

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dlrun import build
+from dlrun import build, runs
 from dlrun.config.schema import RunConfig
-from dlrun.contracts import Dataset, Task, Transferred
+from dlrun.contracts import Dataset, Pretrained, Task, Transferred
 from dlrun.registry import Registry
 from dlrun.training import features
 from dlrun.training.batches import Feed, placer
@@ -38,13 +38,22 @@ class Parts:
     lr_scales: list[Callable[[float], float]]
 
 
-def assemble(config: RunConfig, registry: Registry, world: World, folder: Path, resumed: Path | None) -> Parts:
+def assemble(
+    config: RunConfig,
+    registry: Registry,
+    world: World,
+    folder: Path,
+    resumed: Path | None,
+    datasets: build.Datasets | None = None,
+) -> Parts:
     """Build everything a run needs from its config. Order: data, task, model, transfer, optimizer, plan."""
     parts = Parts()
-    tools = build.RunTools(config.seed, folder, registry)
-    parts.dataset = data = build.dataset(config.data, registry, tools)
+    tools = build.RunTools(config.seed, folder, registry, _assets(config, folder, resumed))
+    parts.dataset = data = (datasets or build.Datasets()).get(config.data, registry, tools)
     parts.task = parts.full_task = build.task(config.task, registry, data.spec)
     network = build.model(config.model, registry, data.spec, config.seed)
+    if isinstance(network, Pretrained):
+        parts.dataset = data = replace(data, spec=replace(data.spec, files=data.spec.files | network.files))
     parts.transferred = build.transferred(config.transfer, registry, network, data.spec, tools, load=resumed is None)
     network = parts.transferred.model
     keep_in_eval_mode(network, parts.transferred.frozen)
@@ -77,6 +86,21 @@ def assemble(config: RunConfig, registry: Registry, world: World, folder: Path, 
     parts.schedule = build.schedule(config.schedule, registry, parts.plan, parts.feed.steps_per_epoch)
     parts.forward = wrapped(parts.trained, config, world)
     return parts
+
+
+def _assets(config: RunConfig, folder: Path, resumed: Path | None) -> Path | None:
+    """Where a vocabulary lies that is not to be made anew: with the run that goes on, or with the one to start from.
+
+    folder: the runs.   resumed: the checkpoint to go on from.
+    """
+    source = config.transfer.source or ""
+    if resumed is not None:
+        found = resumed.parents[1] / "assets"
+    elif source.startswith("run:"):
+        found = runs.find(folder, source.removeprefix("run:")).folder / "assets"
+    else:
+        return None
+    return found if found.is_dir() else None
 
 
 def keep_in_eval_mode(network: nn.Module, prefixes: Sequence[str]) -> None:

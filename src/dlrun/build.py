@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun import runs
-from dlrun.config import schema
+from dlrun.config import check, schema
 from dlrun.config.durations import Duration
-from dlrun.contracts import Augmentation, Dataset, DataSpec, Inputs, Task, Transferred, Weights
-from dlrun.errors import DlrunError, Exit
+from dlrun.contracts import Augmentation, Dataset, DataSpec, Inputs, Pretrained, Task, Transferred, Weights
+from dlrun.errors import DlrunError
 from dlrun.registry import Registry
 from dlrun.training import checkpoint
 from dlrun.training.batches import chain
@@ -40,16 +41,33 @@ class RunTools:
         run = runs.find(self.runs, source.removeprefix("run:"))
         folder, _ = checkpoint.newest_valid(run.checkpoints, first="best")
         if folder is None:
-            raise DlrunError(f"transfer.from: run {run.short_id} has no checkpoint", "train it first", Exit.DATA)
+            raise runs.without_weights(run)
+        tensors = checkpoint.read_tensors(folder, "weights")
         labels = tuple(runs.read_json(run.folder / "spec.json")["labels"])
-        return Weights(
-            checkpoint.read_tensors(folder, "weights"), f"run {run.short_id}, step {int(folder.name)}", labels
-        )
+        if _adds_modules(check.read_plain(run.folder)["transfer"]["name"], self.registry):
+            config, spec = check.read(run.folder, self.registry), DataSpec.load(run.folder)
+            tensors = trained(config, self.registry, spec, tensors, str(folder)).state_dict()
+        return Weights(tensors, f"run {run.short_id}, step {int(folder.name)}", labels)
 
 
 def dataset(config: schema.DataConfig, registry: Registry, tools: RunTools) -> Dataset:
     """The data of a run."""
     return registry.load("data", config.name).build(tools, **config.options)
+
+
+class Datasets:
+    """Keeps the data of the last run, for a process that trains several on the same."""
+
+    def __init__(self) -> None:
+        self._key, self._held = "", None
+
+    def get(self, config: schema.DataConfig, registry: Registry, tools: RunTools) -> Dataset:
+        """As `dataset`; decoded anew only where what decides its content differs."""
+        key = json.dumps([config.name, config.options, tools.seed, str(tools.assets)], sort_keys=True, default=str)
+        if self._held is None or key != self._key:
+            self._held = None  # before the new one is read: both might not fit
+            self._held, self._key = dataset(config, registry, tools), key
+        return self._held
 
 
 def inputs(config: schema.DataConfig, registry: Registry, spec: DataSpec) -> Inputs:
@@ -85,19 +103,39 @@ def transferred(
 ) -> Transferred:
     """The model with its transfer applied; `load=False` (a resume) keeps the rules and reads no weights."""
     if config.name == "none":
-        if config.source is not None:
+        if config.source is not None or isinstance(network, Pretrained):
+            what = "transfer.from is set" if config.source is not None else "the model is a pretrained one"
             raise DlrunError(
-                "transfer.from is set, and transfer=none uses no weights",
-                "transfer=finetune or transfer=feature_extraction",
+                f"{what}, and transfer=none uses no weights", "transfer=finetune, feature_extraction or lora"
             )
         return Transferred(network)
-    if config.source is None:
+    source = config.source or (network.source if isinstance(network, Pretrained) else None)
+    if source is None:
         raise DlrunError(
             f"transfer={config.name} needs weights to start from",
             "transfer.from=run:<id>, a file or folder, torchvision:resnet18 or hub:org/name",
         )
-    source: RunTools | _OwnWeights = tools if load else _OwnWeights(tools, network)
-    return registry.load("transfer", config.name).build(network, spec, source, config.source, **config.options)
+    lender: RunTools | _OwnWeights = tools if load else _OwnWeights(tools, network)
+    return registry.load("transfer", config.name).build(network, spec, lender, source, **config.options)
+
+
+def trained(
+    config: schema.RunConfig, registry: Registry, spec: DataSpec, tensors: Mapping[str, Tensor], where: str
+) -> nn.Module:
+    """The model of a run with the weights of its checkpoint; modules that a transfer added are folded away."""
+    network = model(config.model, registry, spec, config.seed)
+    if not _adds_modules(config.transfer.name, registry):
+        checkpoint.load_model(network, tensors, where)
+        return network
+    transfer = registry.load("transfer", config.transfer.name)
+    network = transfer.reshape(network, **config.transfer.options)
+    checkpoint.load_model(network, tensors, where)
+    return transfer.merged(network)
+
+
+def _adds_modules(name: str, registry: Registry) -> bool:
+    """Whether a transfer changes the tree of modules: its file then has `reshape`, which does that, and `merged`."""
+    return name in registry.listing("transfer") and hasattr(registry.load("transfer", name), "reshape")
 
 
 class _OwnWeights:

@@ -78,8 +78,16 @@ Device = Annotated[
 ]
 Split = Annotated[Literal["train", "valid", "test"], typer.Option(help="Which rows of the data.")]
 Inputs = Annotated[
-    list[Path], typer.Argument(metavar="INPUT…", help="Pictures, folders of them; csv, jsonl or parquet.")
+    list[Path] | None, typer.Argument(metavar="[INPUT]…", help="Pictures, folders of them; csv, jsonl or parquet.")
 ]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Say at most so many tokens.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, help="Draw tokens, the more freely the higher; 0 takes the likeliest.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Draw among the so many likeliest; 0 for all.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the likeliest of this probability together.")]
+Beams = Annotated[int | None, typer.Option(min=1, help="Hypotheses of beam search, which draws nothing.")]
+Seed = Annotated[int | None, typer.Option(help="Of the draws; the same seed says the same.")]
 
 
 def _options(
@@ -135,8 +143,38 @@ def train(
     if resume is not None:
         raise typer.Exit(verb.resume(resume, given, options))
     if seeds is not None:
-        raise typer.Exit(verb.train_seeds(seeds, given, options))
+        from dlrun.commands._seeds import train_seeds
+
+        raise typer.Exit(train_seeds(seeds, given, options))
     raise typer.Exit(verb.train(given, options))
+
+
+@app.command()
+def sweep(
+    overrides: Overrides = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Trials trained at a time, each with its share of cores or GPUs.")
+    ] = 1,
+    resume: Annotated[
+        str | None, typer.Option(metavar="SWEEP", help="Go on with this sweep.", autocompletion=complete_runs)
+    ] = None,
+    require_tracking: Annotated[
+        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
+    ] = False,
+    as_json: AsJson = False,
+    runs: RunsFolder = None,
+    components: Components = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Search settings: dlrun sweep 'optimizer.lr=tag(log, interval(1e-4,1e-1))' model=mlp,logistic."""
+    from dlrun.commands import sweep as verb
+
+    options = _options(runs, components, config_dir, as_json, require_tracking)
+    if resume is not None:
+        if overrides:
+            raise DlrunError("--resume goes on with a sweep as it is, without overrides", "dlrun sweep --resume SWEEP")
+        raise typer.Exit(verb.resume(resume, options, workers=workers))
+    raise typer.Exit(verb.sweep(overrides or [], options, workers=workers))
 
 
 @app.command()
@@ -163,22 +201,57 @@ def evaluate(
 @app.command()
 def predict(
     run: RunName,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A text to answer or to go on with; several times, if so.")
+    ] = None,
     format: Annotated[
         Literal["table", "csv", "jsonl"] | None, typer.Option(help="table unless FILE's ending says.")
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write masks and pictures with what was found there, too.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows only.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    beams: Beams = None,
+    seed: Seed = None,
     device: Device = None,
     as_json: AsJson = False,
     runs: RunsFolder = None,
     components: Components = None,
 ) -> None:
-    """Predictions for new pictures or table rows. E.g. dlrun predict latest photos/ more.csv"""
+    """Predictions for new pictures, table rows or texts. E.g. dlrun predict latest photos/ more.csv"""
     from dlrun.commands.predict import predict as verb
 
     options = _options(runs, components, as_json=as_json)
-    raise typer.Exit(verb(run, inputs, options, format=format, output=output, limit=limit, device=device))
+    generation = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+                  "beams": beams, "seed": seed}  # fmt: skip
+    raise typer.Exit(verb(run, inputs or [], options, format=format, output=output, out=out, limit=limit,
+                          device=device, prompts=prompt or [], generation=generation))  # fmt: skip
+
+
+@app.command()
+def chat(
+    run: RunName,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before all else.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    device: Device = None,
+    runs: RunsFolder = None,
+    components: Components = None,
+) -> None:
+    """Talk with a run. /reset forgets what was said, Ctrl-C stops an answer, Ctrl-D or /quit leaves."""
+    from dlrun.commands.chat import chat as verb
+
+    generation = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    raise typer.Exit(verb(run, _options(runs, components), system=system, device=device, generation=generation))
 
 
 @app.command("runs")

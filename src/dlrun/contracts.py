@@ -25,6 +25,7 @@ from dlrun.runs import read_json, write_atomically, write_json
 #   size        int64 [B, 2], height and width of the picture as it was given
 #   tokens      int64 [B, T], 0 after the example's last; lengths  int64 [B]
 #   targets     int64 [B, T], the token to be said at each place, NO_TARGET where none counts
+#   num_targets int64 [B], how many of an example's targets count; stays on the CPU, so that nobody waits to count
 #   source      int64 [B, S], what is to be translated or summed up, padded as tokens; source_lengths  int64 [B]
 #   reference   uint8 [B, L], the true text (`tokens.to_bytes`); several references of an example are one such text
 Batch = dict[str, Tensor]
@@ -87,8 +88,8 @@ class DataSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Numbers a model says of an example: one a target, else one a class."""
-        return self.sizes["targets"] if "targets" in self.sizes else self.size("classes")
+        """Numbers a model says of an example: one a target, one a label of which any number holds, or one a class."""
+        return self.size(next((name for name in ("targets", "labels") if name in self.sizes), "classes"))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -159,7 +160,7 @@ class Split(Protocol):
 class WithLengths(Protocol):
     """A split whose rows differ in length: batches are made of rows of like length, so that little is padding."""
 
-    lengths: Tensor  # int64 [N]
+    lengths: Tensor  # int64 [N]; of rows of two texts, a number near which rows are alike in both
 
 
 class Inputs(Protocol):
@@ -208,17 +209,25 @@ class Outputs:
 
     @staticmethod
     def concatenate(parts: Sequence[Outputs]) -> Outputs:
-        """One Outputs of several, in order. Fields must agree in name and shape."""
+        """One Outputs of several, in order. Fields must agree in name and shape, but for texts (uint8 [B, L]): they
+        are filled up to the longest."""
         names = parts[0].fields
         return Outputs(
             torch.cat([part.ids for part in parts]),
-            {name: torch.cat([part.fields[name] for part in parts]) for name in names},
+            {name: torch.cat(_equally_long([part.fields[name] for part in parts])) for name in names},
         )
 
     def by_id(self) -> Outputs:
         """The same examples in ascending order of id."""
         order = torch.argsort(self.ids)
         return Outputs(self.ids[order], {name: field[order] for name, field in self.fields.items()})
+
+
+def _equally_long(texts: list[Tensor]) -> list[Tensor]:
+    if texts[0].dim() != 2 or texts[0].dtype != torch.uint8:
+        return texts
+    longest = max(text_BL.shape[1] for text_BL in texts)
+    return [nn.functional.pad(text_BL, (0, longest - text_BL.shape[1])) for text_BL in texts]
 
 
 class Metric(Protocol):
@@ -262,7 +271,7 @@ class Task(Protocol):
 
     goal: Goal
     additive: bool  # False: the loss is no sum over targets (DESIGN: micro-batches are then averaged)
-    # unit: str, optional: what `count` counts in a rate, "samples" (unless said) or "tokens"
+    # unit: str, optional: what `count` counts; see the function `unit`
 
     def count(self, batch: Batch) -> int:
         """Targets in this batch; no device synchronisation."""
@@ -281,6 +290,11 @@ class Task(Protocol):
     def rows(self, outputs: Outputs) -> list[Row]:
         """Predictions a person can read, one dict an example."""
         ...
+
+
+def unit(task: Task) -> str:
+    """What a task counts, in a rate: "samples" unless it says "tokens"."""
+    return getattr(task, "unit", "samples")
 
 
 @runtime_checkable
@@ -327,16 +341,37 @@ class Exportable(Protocol):
         ...
 
 
+@runtime_checkable
+class FromLibrary(Protocol):
+    """A model around a library's architecture, whose published weights call their tensors otherwise."""
+
+    architecture: str  # the library's name of it, as in Weights
+
+    def own_names(self, names: Sequence[str]) -> dict[str, str]:
+        """What this model calls tensors of published weights, or of another model of its kind, where it has them."""
+        ...
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """A model made after a description that lies beside weights."""
+
+    source: str  # of those weights: a transfer without `from` starts there
+    files: dict[str, bytes]  # the description; kept beside the spec's files, where `build` looks for it first
+
+
 Schedule = Callable[[float], float]  # position in [0, total_steps] -> factor on the learning rate
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors to start from, where they came from (for the report), and their classes' names where known."""
+    """Tensors to start from, where they came from (for the report), and where known their classes' names and the
+    library's name of the architecture they belong to ("bert")."""
 
     tensors: dict[str, Tensor]
     origin: str
     labels: tuple[str, ...] = ()
+    architecture: str = ""
 
 
 class Tools(Protocol):

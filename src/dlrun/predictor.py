@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +15,13 @@ from dlrun import build, runs
 from dlrun.config import check
 from dlrun.config.schema import RunConfig
 from dlrun.contracts import Dataset, DataSpec, Inputs, Outputs, Row, Task
+from dlrun.decoding import Converses, Generates, ModelDecoder
 from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
 from dlrun.training import checkpoint
 from dlrun.training.batches import placer
 from dlrun.training.distributed import World, choose_device
-from dlrun.training.evaluate import batches, evaluate, outputs_of
+from dlrun.training.evaluate import batches, evaluate, outputs_of, thorough
 from dlrun.training.precision import Precision
 
 
@@ -73,6 +76,61 @@ class TrainedModel:
             raise DlrunError("there is nothing to predict: no rows were given")
         return Outputs.concatenate(parts)
 
+    # ---------------------------------------------------------------- saying texts
+
+    def change_generation(self, **given: Any) -> None:
+        """From now on say texts with these settings of decoding.Generation, those that are not None.
+
+        Raises: DlrunError for a run that says no texts.
+        """
+        if any(value is not None for value in given.values()):
+            task: Any = self._saying()
+            task.generation = task.generation.but(**given)
+
+    def generate(self, texts: Sequence[str]) -> list[str]:
+        """What the run's model says to each text. Raises: DlrunError for a run that says no texts."""
+        task, said = self._saying(), []
+        size = 2 * self.config.data.batch_size
+        for start in range(0, len(texts), size):
+            part = texts[start : start + size]
+            batch = task.prompts(part, self.inputs.encode) | {"id": torch.arange(start, start + len(part))}
+            batch = self.inputs.prepare(self._place(batch))
+            with self._precision.autocast():
+                said += task.generate(ModelDecoder(self.model), batch, task.generation)
+        return said
+
+    def fitting(self, messages: Sequence[Row]) -> list[Row]:
+        """What of a conversation a model reads. Raises: DlrunError for a run that holds none."""
+        task = self._conversing()
+        return task.fitting(messages, task.generation)
+
+    def reply(self, messages: Sequence[Row]) -> Generator[str, None, None]:
+        """An answer to a conversation ({"role", "content"} each), in pieces as they are said."""
+        task = self._conversing()
+        batch = self.inputs.encode([{"messages": list(messages)}]) | {"id": torch.tensor([len(messages)])}
+        batch = self.inputs.prepare(self._place(batch))
+        with (
+            self._precision.autocast(),
+            contextlib.closing(task.reply(ModelDecoder(self.model), batch, task.generation)) as pieces,
+        ):
+            yield from pieces
+
+    def _saying(self) -> Generates:
+        if isinstance(self.task, Generates):
+            return self.task
+        raise DlrunError(
+            f"run {self.run.short_id} says no texts: its task is {self.config.task.name}",
+            f"give it files: dlrun predict {self.run.short_id} FILE",
+        )
+
+    def _conversing(self) -> Converses:
+        if isinstance(self.task, Converses):
+            return self.task
+        raise DlrunError(
+            f"run {self.run.short_id} holds no conversations: its task is {self.config.task.name}",
+            f"dlrun predict {self.run.short_id} --prompt TEXT, or train one: dlrun train task=chat data=chat",
+        )
+
     @property
     def _precision(self) -> Precision:
         return Precision.of(self.config.train.precision, self.device)
@@ -102,13 +160,10 @@ def load(
     config = config or check.read(folder, registry)
     found, warnings = checkpoint.newest_valid(run.checkpoints, first="best")
     if found is None:
-        raise DlrunError(
-            f"run {run.short_id} has no checkpoint: it never saved one", "train it: dlrun train", Exit.DATA
-        )
+        raise runs.without_weights(run)
     spec = DataSpec.load(folder)
     chosen = choose_device(device or config.hardware.device)
-    network = build.model(config.model, registry, spec, config.seed)
-    checkpoint.load_model(network, checkpoint.read_tensors(found, "weights"), str(found))
+    network = build.trained(config, registry, spec, checkpoint.read_tensors(found, "weights"), str(found))
     if config.hardware.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.to(chosen).eval()
@@ -117,7 +172,7 @@ def load(
         config,
         registry,
         spec,
-        build.task(config.task, registry, spec),
+        thorough(build.task(config.task, registry, spec)),
         network,
         build.inputs(config.data, registry, spec),
         chosen,

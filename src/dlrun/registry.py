@@ -31,6 +31,7 @@ ROOMS = {  # kind -> folder, in the package and in a user's components folder
     "schedule": "schedules",
     "transfer": "transfer",
     "augment": "augment",
+    "search": "search",
 }
 _PACKAGE = Path(__file__).parent
 _USER_PACKAGE = "dlrun_components"

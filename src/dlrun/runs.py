@@ -313,3 +313,16 @@ def find(runs: Path, reference: str) -> Run:
         ids = ", ".join(run.short_id for run in fits[:5])
         raise DlrunError(f"run '{reference}' fits {len(fits)} runs: {ids}", "name one of them")
     return fits[0]
+
+
+def without_weights(run: Run) -> DlrunError:
+    """Why a run has no checkpoint, for a command that needs one."""
+    removed = run.folder / "removed.json"
+    if removed.exists():
+        said = read_json(removed)
+        return DlrunError(
+            f"run {run.short_id}: its weights were removed by the sweep {said['by'][:8]} (search.keep={said['keep']})",
+            "use one of the sweep's best, or train its config again: dlrun compare SWEEP",
+            Exit.DATA,
+        )
+    return DlrunError(f"run {run.short_id} has no checkpoint: it never saved one", "train it: dlrun train", Exit.DATA)

@@ -5,7 +5,7 @@
 
 Nothing is copied or pickled: MLflow imports this module, which loads the run's predictor from the folder.
 A request is a table with one column for each input. A picture is base64 text of an image file, or nested
-lists [H][W] or [H][W][C] of 0..255; text is never taken for a path. Answers are the task's rows.
+lists [H][W] or [H][W][C] of 0..255; no text is taken for a path. Answers are the task's rows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_mlmodel(artifacts: Path, *, run_id: str) -> Path:
 
 def columns(spec: DataSpec) -> list[str]:
     """The columns of a request."""
-    if spec.assets.get("kind") == "table":
+    if spec.assets.get("kind") in ("table", "text"):
         return [str(name) for name in spec.assets["columns"]]
     if spec.assets.get("kind") == "image":
         return [str(spec.assets.get("image_column", "image"))]
@@ -96,14 +96,14 @@ def safe_rows(spec: DataSpec, model_input: Any) -> list[Row]:
     Raises: DlrunError naming the row and the column that does not fit.
     """
     names = columns(spec)
-    is_table = spec.assets.get("kind") == "table"
+    read = {"table": _number, "text": _text}.get(spec.assets.get("kind", ""), _content)
     rows = []
     for index, given in enumerate(_records(model_input, names)):
         missing = [name for name in names if name not in given]
         if missing:
             raise DlrunError(f"row {index} has no '{missing[0]}'", did_you_mean(missing[0], map(str, given)))
         where = f"row {index}, '{{}}'"
-        rows.append({name: (_number if is_table else _content)(given[name], where.format(name)) for name in names})
+        rows.append({name: read(given[name], where.format(name)) for name in names})
     return rows
 
 
@@ -143,6 +143,12 @@ def _content(value: Any, where: str) -> Any:
     if array.dtype.kind not in "buif":
         raise DlrunError(f"{where}: expected base64 text or an array of numbers, not {type(value).__name__}")
     return array
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise DlrunError(f"{where}: {value!r} is no text")
+    return value
 
 
 def _number(value: Any, where: str) -> float:

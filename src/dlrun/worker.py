@@ -15,29 +15,41 @@ from typing import Any
 
 import torch
 
-from dlrun import runs
+from dlrun import build, runs
 from dlrun.assembly import assemble, report_transfer
 from dlrun.config import check, convert
 from dlrun.config.schema import RunConfig
+from dlrun.contracts import Task, unit
 from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
 from dlrun.training import checkpoint
 from dlrun.training.diagnose import Diagnosis
 from dlrun.training.distributed import World, choose_device, joined, limit_threads
 from dlrun.training.energy import EnergyMeter
-from dlrun.training.evaluate import batches, evaluate
+from dlrun.training.evaluate import batches, evaluate, thorough
 from dlrun.training.guards import caught_signals, deterministic, memory_errors
 from dlrun.training.loop import Ended, Engine, NotFinite, Plan, Reporter, evaluate_and_judge, fit
 from dlrun.training.metrics_log import MetricsLog
 from dlrun.training.state import seed_generators
+from dlrun.training.validation_pictures import ValidationPictures
 
+Stop = Callable[[int, dict[str, float]], bool]  # (step, values of an evaluation) -> whether to end
 Sampler = Callable[[Callable[[dict[str, float]], None]], contextlib.AbstractContextManager]
 
 
-def train(folder: Path, registry: Registry, reporter: Reporter, sample_system: Sampler | None = None) -> Ended:
+def train(
+    folder: Path,
+    registry: Registry,
+    reporter: Reporter,
+    sample_system: Sampler | None = None,
+    *,
+    datasets: build.Datasets | None = None,
+    stop: Stop | None = None,
+) -> Ended:
     """Train the run of this folder from its newest checkpoint (or from the start) to its end, and write the result.
 
     sample_system: given a function that writes values, a context in which system metrics are sampled.
+    datasets: of a process that trains several runs.   stop: asked after every evaluation whether to end here.
     Raises: DlrunError, with everything that was reached saved.
     """
     config = check.read(folder, registry)
@@ -47,20 +59,30 @@ def train(folder: Path, registry: Registry, reporter: Reporter, sample_system: S
         limit_threads(config.hardware.threads, place.local_size)
         limits = (config.data.batch_size, config.train.accumulate)
         with deterministic(config.train.deterministic), memory_errors(device, *limits):
-            sitting = Sitting(runs.load(folder), config, registry, world, reporter)
+            sitting = Sitting(runs.load(folder), config, registry, world, reporter, datasets)
+            if stop is not None:
+                sitting.engine.after_evaluate.append(stop)
             return sitting.run_to_end(sample_system)
 
 
 class Sitting:
     """One sitting of a run: from its newest checkpoint until it ends or is interrupted."""
 
-    def __init__(self, run: runs.Run, config: RunConfig, registry: Registry, world: World, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        run: runs.Run,
+        config: RunConfig,
+        registry: Registry,
+        world: World,
+        reporter: Reporter,
+        datasets: build.Datasets | None = None,
+    ) -> None:
         self.run, self.config, self.registry, self.world, self.reporter = run, config, registry, world, reporter
-        self.parts = assemble(config, registry, world, run.folder.parents[1], self._found())
+        self.parts = assemble(config, registry, world, run.folder.parents[1], self._found(), datasets)
         for note in self.parts.dataset.notes:
             reporter.note(note)
         if world.is_main:
-            runs.write_json(run.folder / "spec.json", self.parts.dataset.spec.to_json())
+            self.parts.dataset.spec.save(run.folder)
         state = self.parts.state
         if self._found() is not None:
             state.restore(self._found())
@@ -90,11 +112,20 @@ class Sitting:
         if config.train.diagnose:
             self.diagnosis = Diagnosis(parts.trained, every=config.train.log_every)
             engine.after_step.append(self.diagnosis.after_step)
+        self.pictures = ValidationPictures(
+            self.run.folder / "figures", parts.dataset, parts.full_task, parts.state, parts.feed.place,
+            config.train.pictures if self.world.is_main else 0, self.reporter.note,
+        )  # fmt: skip
+        engine.after_evaluate.append(self.pictures.after_evaluate)
         return engine
 
-    def evaluate(self, split: str, tables: dict[str, list] | None = None) -> dict[str, float]:
-        """Metrics of a split with the weights one would use now; {} if the data has no such split."""
+    def evaluate(self, split: str, tables: dict[str, list] | None = None, task: Task | None = None) -> dict[str, float]:
+        """Metrics of a split with the weights one would use now; {} if the data has no such split.
+
+        task: the whole model's unless another one's metrics are wanted.
+        """
         data, state = self.parts.dataset, self.parts.state
+        task = task or self.parts.full_task
         if split not in data.splits or len(data.splits[split]) == 0:
             return {}
         stream = batches(
@@ -105,7 +136,7 @@ class Sitting:
             rank=self.world.rank,
             size=self.world.size,
         )
-        values = evaluate(state.weights, self.parts.full_task, stream, state.precision, self.world, tables)
+        values = evaluate(state.weights, task, stream, state.precision, self.world, tables)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def save(self, best: bool) -> None:
@@ -172,8 +203,11 @@ class Sitting:
         self.world.wait_for_all()
         state, goal = self.parts.state, self.parts.task.goal
         step = self._load_best()
+        if not self.pictures.path(step).exists():
+            self.pictures.draw(step)
         tables: dict[str, list] = {}
-        metrics = {**self.evaluate("valid", tables), **self.evaluate("test", tables)}
+        task = thorough(self.parts.full_task)
+        metrics = {**self.evaluate("valid", tables, task), **self.evaluate("test", tables, task)}
         if self.config.train.diagnose and self.world.is_main:
             (self.run.folder / "report").mkdir(exist_ok=True)
             runs.write_json(self.run.folder / "report" / "gradients.json", self._diagnosed())
@@ -184,15 +218,18 @@ class Sitting:
         assert self.log is not None
         if test := {name: number for name, number in metrics.items() if name.startswith("test/")}:
             self.log.write(state.progress.step, test)
-        if "confusion" in tables:
-            labels = self.parts.dataset.spec.labels
-            runs.write_json(self.run.folder / "confusion.json", {"labels": labels, "counts": tables["confusion"]})
+        for name, table in tables.items():
+            path = self.run.folder / ("confusion.json" if name == "confusion" else f"report/{name}.json")
+            path.parent.mkdir(exist_ok=True)
+            runs.write_json(
+                path, {"labels": self.parts.dataset.spec.labels, "counts" if name == "confusion" else "values": table}
+            )
         runs.write_json(self.run.folder / "result.json", {
             "goal": {"name": goal.metric, "mode": goal.mode, "value": value, "split": split}, "metrics": metrics,
             "step": state.progress.step, "best_step": step, "seconds": state.progress.seconds,
-            "rate": {"samples_per_second": self.engine.meter.rate},
+            "rate": {f"{unit(task)}_per_second": self.engine.meter.rate},
             "parameters": sum(p.numel() for p in state.model.parameters()), "energy": energy,
-        })  # fmt: skip
+        } | {name: tables[name] for name in ("signatures",) if name in tables})  # fmt: skip
 
     def _diagnosed(self) -> dict[str, Any]:
         """The diagnosis, its cure limited to overrides that this run's config knows and does not have yet."""
@@ -281,7 +318,11 @@ def main() -> None:
     reporter: Reporter = FileReporter(arguments.folder / "progress.jsonl") if rank == 0 else Silent()
     try:
         ended = train(
-            arguments.folder, Registry(arguments.components), reporter, _system_sampler(arguments.folder, rank)
+            arguments.folder,
+            Registry(arguments.components),
+            reporter,
+            _system_sampler(arguments.folder, rank),
+            stop=_verdict_of(arguments.folder) if rank == 0 else None,
         )
     except BaseException as error:
         write_failure(arguments.folder, rank, error)
@@ -290,6 +331,21 @@ def main() -> None:
         os._exit(int(error.code) if isinstance(error, DlrunError) else Exit.TRAINING)
     if rank == 0:
         runs.write_json(arguments.folder / "ended.json", {"ended": ended})
+
+
+def _verdict_of(folder: Path) -> Stop | None:
+    """Where a sweep decides (it made the folder `verdicts`): waits for what it says of an evaluation."""
+    verdicts = folder / "verdicts"
+    if not verdicts.is_dir():
+        return None
+
+    def verdict(step: int, _values: dict[str, float]) -> bool:
+        path = verdicts / f"{step}.json"
+        while not path.exists():  # the launcher answers at once, and if it is gone so are we
+            time.sleep(0.01)
+        return bool(runs.read_json(path)["prune"])
+
+    return verdict
 
 
 def _system_sampler(folder: Path, rank: int) -> Sampler | None:

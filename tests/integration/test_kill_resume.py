@@ -34,6 +34,7 @@ VARIANTS = {
         "optimizer.lr=0.05",
         "train.patience=12",
     ),
+    "texts in batches of like length": ("data=number_words", "data.kind=classification", "data.size=1000", "model=bag"),
 }
 
 

@@ -6,14 +6,24 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from dlrun.augment import cutmix, flip, mixup, rand_augment, random_crop, random_erasing, trivial_augment
+from dlrun.augment import (
+    color_jitter,
+    cutmix,
+    flip,
+    mixup,
+    rand_augment,
+    random_affine,
+    random_crop,
+    random_erasing,
+    trivial_augment,
+)  # fmt: skip
 from dlrun.augment._mixing import beta
 from dlrun.augment._pixel_ops import GEOMETRIC, PHOTOMETRIC, warp
 from dlrun.contracts import DataSpec
 from dlrun.errors import DlrunError
 from dlrun.randomness import Draws
 
-OWN = [flip, random_crop, random_erasing, rand_augment, trivial_augment]
+OWN = [flip, random_crop, random_affine, color_jitter, random_erasing, rand_augment, trivial_augment]
 MIXING = [mixup, cutmix]
 
 
@@ -105,6 +115,10 @@ def test_data_without_pictures_is_refused(module):
     ("module", "settings", "message"),
     [
         (flip, {"probability": 1.5}, "data.augment.flip.probability: 1.5 is not between 0 and 1"),
+        (flip, {"vertical": -0.1}, "data.augment.flip.vertical: -0.1 is not between 0 and 1"),
+        (random_affine, {"scale": [0, 1]}, "data.augment.random_affine.scale: [0, 1] is not a low and a high"),
+        (random_affine, {"degrees": 200.0}, "data.augment.random_affine.degrees: 200.0 is not between 0 and 180"),
+        (color_jitter, {"hue": 0.6}, "data.augment.color_jitter.hue: 0.6 is not between 0 and 0.5"),
         (random_crop, {"padding": 0}, "data.augment.random_crop.padding: 0 is not between 1 and 16"),
         (random_crop, {"fill": 256}, "data.augment.random_crop.fill: 256 is not between 0 and 255"),
         (
@@ -171,6 +185,60 @@ def test_erased_pixels_are_drawn_evenly():
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     assert 170 < chi_squared < 350  # 255 degrees of freedom: four deviations
     assert len(noise.flatten(1).unique(dim=0)) == 64
+
+
+# Colour
+
+
+def factors(batch) -> torch.Tensor:
+    """What color_jitter draws, from -1 to 1: brightness, contrast, saturation, hue."""
+    return 2 * draws_for(batch).uniform(4) - 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "adjust"),
+    [
+        ("brightness", reference.adjust_brightness),
+        ("contrast", reference.adjust_contrast),
+        ("saturation", reference.adjust_saturation),
+    ],
+)
+def test_each_kind_of_jitter_alone_is_that_of_torchvision(setting, adjust):
+    batch = batch_of(8)
+    alone = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, setting: 0.6}
+    image = color_jitter.build(spec_for(3, 16, 16), **alone)(batch, draws_for(batch))["image"]
+    change = factors(batch)[:, list(alone).index(setting)]
+    shares = batch["image"] / 255  # of bytes torchvision takes whole greys
+    expected = [adjust(one, 1 + 0.6 * float(by)) for one, by in zip(shares, change, strict=True)]
+    assert (image - 255 * torch.stack(expected)).abs().max() <= 0.55
+
+
+def test_no_jitter_is_the_identity():
+    batch = batch_of()
+    nothing = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    assert torch.equal(color_jitter.build(spec_for(3, 16, 16), **nothing)(batch, draws_for(batch))["image"],
+                       batch["image"])  # fmt: skip
+
+
+def test_hue_keeps_grey_and_brightness_and_a_third_of_a_turn_makes_red_green():
+    batch = batch_of(64)
+    batch["image"] = batch["image"] // 4 + 96  # so that nothing is cut off
+    batch["image"][:, :, :4] = batch["image"][:, :1, :4]
+    turned = color_jitter.build(spec_for(3, 16, 16), brightness=0.0, contrast=0.0, saturation=0.0, hue=0.5)(
+        batch, draws_for(batch))["image"].float()  # fmt: skip
+    assert torch.equal(turned[:, :, :4], batch["image"][:, :, :4].float())
+    luma = torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)
+    torch.testing.assert_close((turned * luma).sum(1), (batch["image"] * luma).sum(1), rtol=0, atol=0.51)
+    matrix = color_jitter._colours(torch.ones(1), torch.tensor([-2 * math.pi / 3]))[0]
+    assert (matrix @ torch.tensor([100.0, 0.0, 0.0])).argmax() == 1
+
+
+def test_jitter_of_a_grey_picture_ignores_saturation_and_hue():
+    batch = batch_of(channels=1)
+    settings = {"brightness": 0.3, "contrast": 0.4}
+    plain = color_jitter.build(spec_for(1, 16, 16), **settings)(batch, draws_for(batch))["image"]
+    coloured = color_jitter.build(spec_for(1, 16, 16), **settings, saturation=1.0, hue=0.5)
+    assert torch.equal(coloured(batch, draws_for(batch))["image"], plain)
 
 
 # Mixing

@@ -81,7 +81,7 @@ def test_values_may_be_quoted_nested_and_interpolated():
     )
     assert made.name == "a b, c=d"
     assert list(made.data.augment) == ["flip", "random_crop"]
-    assert made.data.augment["flip"] == {"probability": 0.3}
+    assert made.data.augment["flip"]["probability"] == 0.3
     assert made.seed == made.data.batch_size
 
 
@@ -140,7 +140,7 @@ def test_what_is_no_override_is_refused(override, message, hint):
         ("hardware.device=cudda", "one of auto, cpu, cuda is expected", "did you mean cuda?"),
         ("model.activation=rleu", "model.activation: 'rleu' was given, one of relu,", "did you mean relu?"),
         ("data.augment={flp: {}}", "unknown augmentation 'data.augment.flp'", "did you mean flip?"),
-        ("data.augment.flip.prob=1", "unknown setting 'data.augment.flip.prob'", "known: probability"),
+        ("data.augment.flip.prob=1", "unknown setting 'data.augment.flip.prob'", "probability"),
         ("model.name=resnt", "model.name: no component 'resnt' in models/", "did you mean resnet?"),
     ],
 )  # fmt: skip

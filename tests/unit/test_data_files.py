@@ -169,6 +169,8 @@ def test_mean_and_std_are_those_of_the_training_pixels(tmp_path):
         ({"mean": [0.5], "std": [0]}, "each std above 0"),
         ({"channels": 2}, "data.channels: 2 is neither 1 (grey) nor 3 (colour)"),
         ({"image_size": 0}, "data.image_size: 0 is not a number of pixels above 0"),
+        ({"image_size": [8]}, "data.image_size: [8] is not [height, width] in pixels above 0"),
+        ({"image_size": [8, -1]}, "data.image_size: [8, -1] is not [height, width] in pixels above 0"),
         ({"target": "labl"}, "has no column 'labl'"),
         ({"image": "picture"}, "data.image: train.parquet has no column 'picture'"),
     ],
@@ -188,6 +190,7 @@ def test_pictures_of_several_sizes_are_an_error_unless_they_are_to_be_scaled(tmp
         build(tmp_path, valid_fraction=0, test_fraction=0)
     assert "data.image_size=6" in error.value.hint
     assert build(tmp_path, image_size=8).spec.shapes == {"image": (1, 8, 8)}
+    assert build(tmp_path, image_size=[4, 10]).spec.shapes == {"image": (1, 4, 10)}
 
 
 def test_a_size_that_the_sample_did_not_show_is_found_while_decoding(tmp_path):
@@ -282,7 +285,7 @@ def test_every_way_to_store_pixels_is_read():
     def decoded(picture: Image.Image, kind: str = "PNG", channels: int = 3, **options) -> np.ndarray:
         buffer = io.BytesIO()
         picture.save(buffer, format=kind, **options)
-        return Decoder(channels, picture.height, picture.width).decode(buffer.getvalue())
+        return Decoder(channels, picture.height, picture.width).decode(buffer.getvalue()).pixels
 
     colour = Image.fromarray(pictures(1, channels=3)[0])
     grey = Image.fromarray(pictures(1)[0])
@@ -309,7 +312,7 @@ def test_the_orientation_in_exif_is_followed():
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", exif=exif, quality=95)
-    pixels = Decoder(1, 16, 8).decode(buffer.getvalue())[0]
+    pixels = Decoder(1, 16, 8).decode(buffer.getvalue()).pixels[0]
     assert pixels[:6].max() < 20
     assert pixels[10:].min() > 235
 
@@ -466,7 +469,6 @@ def test_a_small_deviation_beside_a_large_mean_is_measured(tmp_path):
     [
         (["1,", "2,a", "3,b", "4,a"], "train.csv: 1 row has no label in column 'label' (the first: row 0)"),
         (["1,a", "2,a", "3,a", "4,a"], "train.csv: every row has the label 'a' in column 'label'"),
-        (["1,0.5", "2,1.5", "3,1", "4,1"], "column 'label' holds numbers with fractions"),
     ],
 )
 def test_labels_that_cannot_be_learned_are_refused(tmp_path, rows, message):
@@ -474,6 +476,13 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path, rows, message):
     with pytest.raises(DlrunError) as error:
         build(tmp_path, valid_fraction=0, test_fraction=0)
     assert message in error.value.message
+
+
+def test_numbers_with_fractions_are_no_classes(tmp_path):
+    write_csv(tmp_path / "train.csv", "x,label", ["1,0.5", "2,1.5", "3,1", "4,1"])
+    with pytest.raises(DlrunError, match="column 'label' holds numbers with fractions") as error:
+        build(tmp_path, target_kind="class")
+    assert "data.target_kind=number" in error.value.hint
 
 
 def test_a_label_column_that_is_not_obvious_has_to_be_named(tmp_path):

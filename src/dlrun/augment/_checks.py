@@ -19,6 +19,16 @@ def picture_shape(spec: DataSpec, name: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def free_of_places(spec: DataSpec, name: str) -> None:
+    """Raises DlrunError where the truth lies in the picture (masks, boxes), for an augmentation that cannot move it."""
+    truth = {"mask": "masks", "boxes": "boxes"}.get(spec.target)
+    if truth is not None:
+        raise DlrunError(
+            f"data.augment.{name} would leave the {truth} of this data untrue",
+            "use flip, random_crop, random_affine, color_jitter or random_erasing",
+        )
+
+
 def within(name: str, setting: str, value: float, least: float, most: float) -> None:
     """Raises DlrunError unless least <= value <= most."""
     if not least <= value <= most:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from dlrun.augment._checks import free_of_places
 from dlrun.contracts import Batch, DataSpec
 from dlrun.errors import DlrunError
 from dlrun.randomness import Draws
@@ -15,7 +16,8 @@ _TRIES = 8  # each is accepted with probability above 0.95, so one in 10^10 gamm
 
 
 def check(spec: DataSpec, name: str, alpha: float) -> None:
-    """Raises DlrunError unless labels are classes, and alpha is a shape of a beta distribution."""
+    """Raises DlrunError unless labels are classes of whole pictures, and alpha is a shape of a beta distribution."""
+    free_of_places(spec, name)
     spec.size("classes")
     if not 0 < alpha <= 100:
         raise DlrunError(f"data.augment.{name}.alpha: {alpha} is not above 0 and at most 100")

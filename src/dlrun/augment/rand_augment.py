@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dlrun.augment._checks import picture_shape, within
+from dlrun.augment._checks import free_of_places, picture_shape, within
 from dlrun.augment._policies import Space, Strength, as_uint8, draw_and_apply
 from dlrun.contracts import Augmentation, Batch, DataSpec
 from dlrun.randomness import Draws
@@ -20,6 +20,7 @@ def build(spec: DataSpec, *, num_ops: int = 2, magnitude: int = 9, fill: int = 0
     Source: Cubuk et al. 2020, "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space".
     """
     _, height, width = picture_shape(spec, "rand_augment")
+    free_of_places(spec, "rand_augment")
     within("rand_augment", "num_ops", num_ops, 1, 20)
     within("rand_augment", "magnitude", magnitude, 0, 30)
     within("rand_augment", "fill", fill, 0, 255)

@@ -6,31 +6,55 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlrun.augment._boxes import moved
 from dlrun.augment._checks import picture_shape, within
-from dlrun.contracts import Augmentation, Batch, DataSpec
+from dlrun.contracts import IGNORED, Augmentation, Batch, DataSpec
 from dlrun.randomness import Draws
 
 # B batch, C channels, H height, W width
 
 
-def build(spec: DataSpec, *, padding: int = 4, fill: int = 0) -> Augmentation:
-    """Each picture is shifted by its own draw, at most by the padding, in both directions.
+def build(spec: DataSpec, *, padding: int = 4, fill: int = 0, min_visible: float = 0.3) -> Augmentation:
+    """Each picture is shifted by its own draw, at most by the padding, in both directions; masks and boxes with it.
 
     Settings:
         padding: pixels added on every side, at least 1.
-        fill: value of the added pixels, 0 to 255.
+        fill: value of the added pixels, 0 to 255; in a mask they are ignored.
+        min_visible: a box of which less than this share is left in the picture is dropped, 0 to 1.
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
     """
     _, height, width = picture_shape(spec, "random_crop")
     within("random_crop", "padding", padding, 1, min(height, width))
     within("random_crop", "fill", fill, 0, 255)
+    within("random_crop", "min_visible", min_visible, 0, 1)
 
     def random_crop(batch: Batch, draws: Draws) -> Batch:
         offsets_B2 = draws.integers(0, 2 * padding + 1, 2)
         padded = functional.pad(batch["image"], [padding] * 4, value=fill)
-        return batch | {"image": windows(padded, offsets_B2[:, 0], offsets_B2[:, 1], height, width)}
+        batch = batch | {"image": windows(padded, offsets_B2[:, 0], offsets_B2[:, 1], height, width)}
+        shift_B2 = offsets_B2 - padding
+        if "mask" in batch:
+            batch = batch | {"mask": _shifted(batch["mask"], shift_B2, height, width, padding)}
+        if "boxes" in batch:
+            batch = moved(batch, batch["boxes"] - shift_B2.flip(1).repeat(1, 2).unsqueeze(1), min_visible)
+        return batch
 
     return random_crop
+
+
+def _shifted(mask_BHW: Tensor, shift_B2: Tensor, height: int, width: int, most: int) -> Tensor:
+    """Masks moved up and left as pictures of height x width were, to the nearest of their own pixels."""
+    rows, columns = mask_BHW.shape[1:]
+    pad_y, pad_x = -(-most * rows // height), -(-most * columns // width)
+    padded = functional.pad(mask_BHW, [pad_x, pad_x, pad_y, pad_y], value=IGNORED)
+    top_B = _nearest(shift_B2[:, 0], rows, height) + pad_y
+    left_B = _nearest(shift_B2[:, 1], columns, width) + pad_x
+    return windows(padded.unsqueeze(1), top_B, left_B, rows, columns).squeeze(1)
+
+
+def _nearest(shift_B: Tensor, size: int, of: int) -> Tensor:
+    """A shift of so many of `of` pixels in pixels of which there are `size`, halves rounded up."""
+    return torch.div(2 * shift_B * size + of, 2 * of, rounding_mode="floor")
 
 
 def windows(image: Tensor, top_B: Tensor, left_B: Tensor, height: int, width: int) -> Tensor:

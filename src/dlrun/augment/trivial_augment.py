@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlrun.augment._checks import picture_shape, within
+from dlrun.augment._checks import free_of_places, picture_shape, within
 from dlrun.augment._policies import NUM_LEVELS, Space, Strength, as_uint8, draw_and_apply
 from dlrun.contracts import Augmentation, Batch, DataSpec
 from dlrun.randomness import Draws
@@ -35,6 +35,7 @@ def build(spec: DataSpec, *, fill: int = 0) -> Augmentation:
     Source: Müller and Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation".
     """
     picture_shape(spec, "trivial_augment")
+    free_of_places(spec, "trivial_augment")
     within("trivial_augment", "fill", fill, 0, 255)
 
     def trivial_augment(batch: Batch, draws: Draws) -> Batch:

@@ -55,6 +55,7 @@ def new_run(
     nested_under: str | None = None,
     require_tracking: bool = False,
     reporter: Any = None,
+    tags: Mapping[str, Any] | None = None,
 ) -> runs.Run:
     """Make a run's folder with all that is known before it starts, and its MLflow run.
 
@@ -69,7 +70,7 @@ def new_run(
     parents = [*filter(None, [nested_under]), *parents, *([source[4:]] if source.startswith("run:") else [])]
     started = tracking.start_run(
         folder, uri=config.tracking.uri, experiment=config.tracking.experiment, name=config.name,
-        params=convert.to_plain(config), tags=_tags(verb, parents), created_ms=int(created * 1000),
+        params=convert.to_plain(config), tags=_tags(verb, parents) | dict(tags or {}), created_ms=int(created * 1000),
         parent_id=nested_under,
     )  # fmt: skip
     if not started.tracked:

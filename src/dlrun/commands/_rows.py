@@ -1,4 +1,4 @@
-"""Files a user names, to rows a predictor takes: pictures, folders of them, tables (csv, json lines, parquet)."""
+"""Files a user names, to rows a predictor takes: pictures, folders of them, tables, and lines of plain text."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json",
            ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
+_LINES = (".txt", ".text")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def examples(paths: Sequence[Path], spec: DataSpec) -> Iterator[Example]:
 
     def each() -> Iterator[Example]:
         for file in files:
-            if _kind(file) is None:
+            if _is_lines(file, spec):
+                yield from _of_lines(file, spec)
+            elif _kind(file) is None:
                 yield Example({spec.assets["image_column"]: str(file)}, str(file))
             else:
                 yield from _of_table(file, spec)
@@ -71,7 +74,7 @@ def _files(path: Path, spec: DataSpec) -> list[Path]:
     if not path.exists():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise data_error(f"{path}: no such file or folder", did_you_mean(path.name, beside, "give a file or a folder"))
-    if _kind(path) is None and not pictures:
+    if _kind(path) is None and not pictures and not _is_lines(path, spec):
         raise data_error(
             f"{path}: is not a table (csv, json lines, parquet)",
             f"the run takes tables with the columns {', '.join(_wanted(spec))}",
@@ -93,9 +96,35 @@ def _kind(path: Path) -> str | None:
     return _TABLES.get(Path(path.name.lower().removesuffix(".gz")).suffix)
 
 
+def _is_lines(path: Path, spec: DataSpec) -> bool:
+    """Whether a file is one of plain text, and the run takes a text an example."""
+    is_text = spec.assets.get("kind") == "text" and len(_wanted(spec)) == 1
+    return is_text and Path(path.name.lower().removesuffix(".gz")).suffix in _LINES
+
+
 def _wanted(spec: DataSpec) -> list[str]:
     """The columns that a table must have."""
     return [spec.assets["image_column"]] if spec.assets.get("kind") == "image" else list(spec.assets.get("columns", ()))
+
+
+# ---------------------------------------------------------------- plain text
+
+
+def _of_lines(path: Path, spec: DataSpec) -> Iterator[Example]:
+    """An example a line; empty lines are passed over. Rows count from 0, and every line counts."""
+    number = -1
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            for number, line in enumerate(file):
+                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+                if text.strip():
+                    yield Example({_wanted(spec)[0]: text.rstrip("\r\n")}, str(path), number)
+    except UnicodeDecodeError as error:
+        raise data_error(f"{path}, row {number}: is not UTF-8") from error
+    except (OSError, EOFError) as error:
+        raise data_error(f"{path}, row {number + 1}: cannot be read: {error}") from error
+    if number < 0:
+        raise data_error(f"{path} has no lines")
 
 
 # ---------------------------------------------------------------- tables
@@ -155,6 +184,8 @@ def _json_lines(start: str, file: io.TextIOBase) -> Iterator[Any]:
 
 
 def _require_columns(path: Path, row: Row, spec: DataSpec) -> None:
+    if any(name in row for name in spec.assets.get("instead", ())):
+        return
     for name in _wanted(spec):
         if name not in row and not (name == spec.assets.get("image_column") and "image" in row):
             raise data_error(

@@ -111,12 +111,13 @@ def _summary(children: Sequence[runs.Run]) -> dict[str, Any]:
         metrics[f"{name}_std"] = math.sqrt(spread)
     goal = results[0]["goal"]
     value = metrics.get(f"{goal['split']}/{goal['name']}")
-    rates = [result["rate"]["samples_per_second"] or 0.0 for result in results]
+    (unit,) = results[0]["rate"]
+    rates = [result["rate"][unit] or 0.0 for result in results]
     return {
         "goal": {**goal, "value": value},
         "metrics": metrics,
         "seeds": len(results),
         "step": results[0]["step"],
         "seconds": sum(result["seconds"] for result in results),
-        "rate": {"samples_per_second": sum(rates) / len(rates)},
+        "rate": {unit: sum(rates) / len(rates)},
     }

@@ -20,6 +20,10 @@ _NOTHING = "–"
 def compare(references: Sequence[str], options: Options) -> int:
     """Print metrics and config differences. Returns the exit code."""
     chosen = list({run.id: run for run in (runs.find(options.runs, reference) for reference in references)}.values())
+    if len(chosen) == 1 and chosen[0].record.verb == "sweep":
+        from dlrun.commands import _sweep_compare
+
+        return _sweep_compare.compare(chosen[0], options)
     if len(chosen) < 2:
         raise DlrunError(
             f"compare needs two runs; '{' '.join(references)}' is one", "dlrun compare RUN RUN; see: dlrun runs"

@@ -38,11 +38,11 @@ _CHANGEABLE = ("data", "task", "hardware", "tracking", "train.precision", "name"
 @dataclass(frozen=True)
 class Scored:
     """metrics: "test/accuracy" -> value.  tables: what metrics have to show beside numbers.
-    seconds: of predicting; None where predictions were found."""
+    num_counted: examples, or what else the task counts.  seconds: of predicting; None where predictions were found."""
 
     metrics: dict[str, float]
     tables: dict[str, list]
-    num_examples: int
+    num_counted: int
     seconds: float | None
 
 
@@ -150,19 +150,23 @@ def _record(run: runs.Run, predictor: TrainedModel, split: str, scored: Scored) 
 
 
 def _result(predictor: TrainedModel, split: str, scored: Scored) -> dict[str, Any]:
+    from dlrun.contracts import unit
+
     goal = predictor.task.goal
-    rate = scored.num_examples / scored.seconds if scored.seconds else None
+    rate = scored.num_counted / scored.seconds if scored.seconds else None
     value = scored.metrics.get(f"{split}/{goal.metric}")
     return {
         "goal": {"name": goal.metric, "mode": goal.mode, "value": value, "split": split},
         "metrics": scored.metrics,
         "seconds": scored.seconds or 0.0,
-        "rate": {"samples_per_second": rate},
-    }
+        "rate": {f"{unit(predictor.task)}_per_second": rate},
+    } | {name: scored.tables[name] for name in ("signatures",) if name in scored.tables}
 
 
 def _show(scored: Scored) -> None:
     result_console().print(table(["metric", "value"], list(scored.metrics.items())))
+    for line in scored.tables.get("signatures", ()):
+        result_console().print(line, soft_wrap=True)
 
 
 # ---------------------------------------------------------------- predictions
@@ -184,7 +188,8 @@ def _score(predictor: TrainedModel, split: str, folder: Path, reporter: Terminal
     reporter.note(
         f"run {predictor.run.short_id}, step {predictor.step}: {len(outputs.ids):,} examples of {split} {how}"
     )
-    return Scored(values, tables, len(outputs.ids), seconds)
+    counted = outputs.fields.get("num_targets")
+    return Scored(values, tables, len(outputs.ids) if counted is None else int(counted.sum()), seconds)
 
 
 def _measured(predictor: TrainedModel, outputs: Outputs, split: str) -> tuple[dict[str, float], dict[str, list]]:

@@ -1,4 +1,4 @@
-"""`dlrun predict`: what a run says of new pictures, or of the rows of a table."""
+"""`dlrun predict`: what a run says of new pictures, of the rows of a table, or to a prompt."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun import runs
 from dlrun.commands import _reading as reading
+from dlrun.commands._prediction_files import PredictionFiles
+from dlrun.commands._prompts import print_plainly, said_to
 from dlrun.commands._rows import Example, examples
 from dlrun.commands._terminal import TerminalReporter, number, print_json, result_console, table
 from dlrun.errors import DlrunError, Exit
 
 if TYPE_CHECKING:
     from dlrun.commands.train import Options
-    from dlrun.contracts import Row
+    from dlrun.contracts import Outputs, Row
     from dlrun.predictor import TrainedModel
 
 _BY_SUFFIX = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -31,19 +33,46 @@ def predict(
     *,
     format: str | None = None,
     output: Path | None = None,
+    out: Path | None = None,
     limit: int | None = None,
     device: str | None = None,
+    prompts: Sequence[str] = (),
+    generation: Mapping[str, Any] | None = None,
 ) -> int:
-    """Print one prediction an example: its file, its row there, and what the task says. Returns the exit code."""
+    """Print one prediction an example: its file, its row there, and what the task says. Returns the exit code.
+
+    out: a folder for the task's files of each example (masks, pictures with boxes), beside what is printed.
+    prompts: texts to answer or to go on with, instead of files.
+    generation: how texts are said (see decoding.Generation), None for what the run's task does.
+    """
+    if bool(prompts) == bool(inputs):
+        raise DlrunError(
+            "predict takes files or prompts, not both" if prompts else "nothing to predict: no file was given",
+            'dlrun predict RUN FILE…, or dlrun predict RUN --prompt "TEXT"',
+        )
+    if prompts and (out or limit):
+        raise DlrunError("--out and --limit go with files, not with --prompt")
     if options.as_json and (format or output):
         raise DlrunError("--json goes with neither --format nor --output", "use --format jsonl --output FILE")
     reporter = TerminalReporter()
     run = runs.find(options.runs, reference)
     predictor = reading.load(run, options, reporter, device)
-    given = itertools.islice(examples(inputs, predictor.spec), limit)
-    predictions = list(_predictions(predictor, given, reporter))
+    predictor.change_generation(**(generation or {}))
+    files = PredictionFiles(out, predictor) if out is not None else None
+    if prompts:
+        predictions = said_to(predictor, prompts)
+    else:
+        given = itertools.islice(examples(inputs, predictor.spec), limit)
+        predictions = list(_predictions(predictor, given, files, reporter))
+    if files is not None:
+        files.finish()
+        reporter.note(f"{files.count:,} files are in {out}")
     if options.as_json:
-        print_json({"run_id": run.id, "predictions": predictions})
+        written = {} if files is None else {"folder": str(files.folder.absolute()), "files": files.count}
+        print_json({"run_id": run.id, "predictions": predictions} | written)
+        return 0
+    if prompts and format is None and output is None:
+        print_plainly(predictions)
         return 0
     format = format or _BY_SUFFIX.get(output.suffix.lower() if output else "", "table")
     if output is None:
@@ -54,23 +83,27 @@ def predict(
     return 0
 
 
-def _predictions(predictor: TrainedModel, given: Iterator[Example], reporter: TerminalReporter) -> Iterator[Row]:
+def _predictions(
+    predictor: TrainedModel, given: Iterator[Example], files: PredictionFiles | None, reporter: TerminalReporter
+) -> Iterator[Row]:
     done = 0
     with reporter.console.status("predicting") as status:
         while chunk := list(itertools.islice(given, 2 * predictor.config.data.batch_size)):
-            for example, said in zip(chunk, _said(predictor, chunk), strict=True):
+            outputs = _outputs(predictor, chunk)
+            if files is not None:
+                files.take(chunk, outputs)
+            for example, said in zip(chunk, predictor.task.rows(outputs), strict=True):
                 yield {**example.columns, **{name: value for name, value in said.items() if name != "id"}}
             done += len(chunk)
             status.update(f"predicting ({done:,} done)")
 
 
-def _said(predictor: TrainedModel, chunk: list[Example]) -> list[Row]:
-    """The task's words on each example. Raises: DlrunError (code DATA) naming the one that cannot be read."""
+def _outputs(predictor: TrainedModel, chunk: list[Example]) -> Outputs:
+    """What the model says of each example. Raises: DlrunError (code DATA) naming the one that cannot be read."""
     try:
-        outputs = predictor.predict_rows([example.row for example in chunk])
+        return predictor.predict_rows([example.row for example in chunk])
     except DlrunError as error:
         raise _named(predictor, chunk, error) from error
-    return predictor.task.rows(outputs)
 
 
 def _named(predictor: TrainedModel, chunk: list[Example], error: DlrunError) -> DlrunError:

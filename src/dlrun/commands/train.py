@@ -74,6 +74,8 @@ def show(run: runs.Run, options: Options) -> None:
     console, result = result_console(), run.result
     if result:
         console.print(table(["metric", "value"], [[name, value] for name, value in result["metrics"].items()]))
+        for line in result.get("signatures", ()):
+            console.print(line, soft_wrap=True)
         _curves(run, console)
         _health(run, console)
     console.print(f"run      {run.id}  {run.status}")

@@ -21,7 +21,14 @@ from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    OverrideType,
+    RangeSweep,
+)
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -30,11 +37,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config.conf_folders import choices, packaged_conf, user_conf
-from dlrun.config.schema import GROUPS
+from dlrun.config.schema import GROUPS, VERBS
 from dlrun.config.secrets import is_secret_name
+from dlrun.config.space import Dimension
 from dlrun.errors import DlrunError, did_you_mean
 
 PRIMARY = "run"
+_VERB_OF = {"search": "dlrun sweep"}
 _user_conf = threading.local()
 
 
@@ -44,6 +53,7 @@ class Composed:
 
     values: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
+    verb: dict[str, Any] = field(default_factory=dict)  # of the verb's own group, where one was asked for
 
 
 class _UserConfFirst(SearchPathPlugin):
@@ -55,21 +65,39 @@ class _UserConfFirst(SearchPathPlugin):
             search_path.prepend("user", f"file://{folder}")
 
 
-def compose(overrides: Sequence[str], *, config_dir: Path | None = None, origins: bool = False) -> Composed:
+def compose(
+    overrides: Sequence[str], *, config_dir: Path | None = None, origins: bool = False, verb: str | None = None
+) -> Composed:
     """Compose conf/run.yaml with a command line's overrides.
 
+    verb: a verb's own group ("search=tpe") that is composed too, kept apart from the run's config.
     Raises: DlrunError for a broken override or YAML file, an unknown choice, an interpolation to nowhere,
     a sweep value, `hydra.*`.
     """
     with _hydra(config_dir):
         parsed = [_parse(text) for text in overrides]
-        lines = [_as_hydra_wants(item, config_dir) for item in parsed]
+        lines = _with_verb([_as_hydra_wants(item, config_dir) for item in parsed], verb)
         with _plain_errors():
             config = hydra_compose(config_name=PRIMARY, overrides=lines)
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         found = _origins(lines, parsed) if origins else {}
-    return Composed({str(key): value for key, value in values.items()}, found)
+    whole = {str(key): value for key, value in values.items()}
+    verbs = {group: whole.pop(group) for group in VERBS if group in whole}  # an experiment may hold some for later
+    return Composed(whole, found, verbs.get((verb or "").partition("=")[0], {}))
+
+
+def _with_verb(lines: list[str], verb: str | None) -> list[str]:
+    """The overrides with the verb's own group chosen. Raises: DlrunError for a group of another verb."""
+    group = (verb or "").partition("=")[0]
+    for line in lines:
+        other = line.lstrip("+").partition("=")[0].split(".")[0]
+        if other in VERBS and other != group:
+            raise DlrunError(f"'{line.lstrip('+')}': {other} is not for this command", f"see: {_VERB_OF[other]} --help")
+    if not verb:
+        return lines
+    chosen = [line for line in lines if line.startswith(f"{group}=")] or [verb]
+    return [f"+{chosen[-1]}", *(line for line in lines if not line.startswith(f"{group}="))]
 
 
 def compose_on(base: Mapping[str, Any], overrides: Sequence[str], *, config_dir: Path | None = None) -> Composed:
@@ -100,7 +128,75 @@ def compose_on(base: Mapping[str, Any], overrides: Sequence[str], *, config_dir:
 # ---------------------------------------------------------------- overrides
 
 
-def _parse(text: str) -> Override:
+def split_sweep(
+    overrides: Sequence[str], space: Mapping[str, Any] | None = None, *, config_dir: Path | None = None
+) -> tuple[list[str], list[Dimension]]:
+    """A command line's overrides with one value, and a dimension for each with several.
+
+    space: further dimensions as `search.space` has them; a setting that the command line names is left out.
+    Raises: DlrunError for what cannot be read.
+    """
+    fixed: list[str] = []
+    dimensions: list[Dimension] = []
+    with _hydra(config_dir):
+        named = set()
+        for text in overrides:
+            item = _parse(text, sweep=True)
+            named.add(item.key_or_group)
+            if item.is_sweep_override():
+                dimensions.append(_dimension(item, config_dir))
+            else:
+                fixed.append(text)
+        for key, value, when in _entries(space or {}):
+            if key not in named:
+                dimensions.append(_dimension(_parse(f"{key}={value}", sweep=True), config_dir, when))
+    return fixed, dimensions
+
+
+def _entries(space: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[str, str] | None]]:
+    """(setting, values, when) of `search.space`; nested mappings count as dotted names."""
+    conditional = space.get("when") or {}
+    plain = {key: value for key, value in space.items() if key != "when"}
+    yield from ((key, value, None) for key, value in leaves(plain).items())
+    if not isinstance(conditional, Mapping):
+        raise DlrunError("search.space.when: is not a mapping", "{model: {resnet20: {model.width: 'choice(16,32)'}}}")
+    for group, by_choice in conditional.items():
+        for choice, entries in by_choice.items():
+            yield from ((key, value, (str(group), str(choice))) for key, value in leaves(entries).items())
+
+
+def _dimension(item: Override, config_dir: Path | None, when: tuple[str, str] | None = None) -> Dimension:
+    key, value = item.key_or_group, item.value()
+    if isinstance(value, IntervalSweep):
+        low, high = float(value.start or 0.0), float(value.end or 0.0)
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        return Dimension(key, "int" if whole else "float", low=low, high=high, log="log" in value.tags, when=when)
+    if isinstance(value, RangeSweep):
+        numbers = list(value.range())
+        if not numbers:
+            raise DlrunError(f"'{item.input_line}': the range is empty", "its stop is not part of it")
+        if all(isinstance(number, int) for number in numbers) and numbers == sorted(numbers):
+            step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+            if len(numbers) > 1:
+                return Dimension(key, "int", low=numbers[0], high=numbers[-1], step=int(step), when=when)
+        return Dimension(key, "choice", tuple(str(number) for number in numbers), when=when)
+    if isinstance(value, Glob):
+        found = value.filter(choices(key, config_dir))
+        if not found:
+            raise DlrunError(f"'{item.input_line}': no choice of {key} fits", f"see: dlrun list {key}")
+        return Dimension(key, "choice", tuple(found), when=when)
+    if isinstance(value, ChoiceSweep):
+        texts = tuple(item._get_value_element_as_str(one) for one in value.list)
+        if key in GROUPS:
+            known = choices(key, config_dir)
+            for text in texts:
+                if text not in known:
+                    raise DlrunError(f"{key}: no choice '{text}'", did_you_mean(text, known))
+        return Dimension(key, "choice", texts, when=when)
+    raise DlrunError(f"{key}: '{value}' is one value, not a space", "choice(…), range(…) or interval(…)")
+
+
+def _parse(text: str, sweep: bool = False) -> Override:
     if text.startswith("-"):
         raise DlrunError(f"unknown option '{text}'", "options go before or after overrides; see --help")
     try:
@@ -113,7 +209,7 @@ def _parse(text: str) -> Override:
     key = item.key_or_group
     if key.split(".")[0] == "hydra":
         raise DlrunError(f"'{text}': hydra.* is not set here", "dlrun uses Hydra to compose only")
-    if item.is_sweep_override():
+    if item.is_sweep_override() and not sweep:
         raise DlrunError(
             f"'{text}' holds several values: that is a sweep", f"one value for {key}, or: dlrun sweep '{text}'"
         )
@@ -123,7 +219,7 @@ def _parse(text: str) -> Override:
 
 
 def _is_group(item: Override) -> bool:
-    return item.key_or_group in GROUPS
+    return item.key_or_group in GROUPS or item.key_or_group in VERBS
 
 
 def _as_hydra_wants(item: Override, config_dir: Path | None) -> str:

@@ -47,6 +47,14 @@ def to_config(values: Mapping[str, Any], registry: Registry) -> schema.RunConfig
     return config
 
 
+def to_verb(group: str, values: Any, registry: Registry) -> Any:
+    """The settings of a verb's own group (`search`). Raises: DlrunError as `to_config`."""
+    problems = Problems()
+    config = _to_dataclass(schema.VERBS[group], values, f"{group}.", problems, registry)
+    problems.raise_if_any()
+    return config
+
+
 def to_plain(config: Any) -> Any:
     """The inverse: plain values with component settings beside their common ones, as a user writes them."""
     if isinstance(config, Duration):
@@ -74,14 +82,15 @@ def _to_dataclass(kind: type, values: Any, where: str, problems: Problems, regis
         return None
     known = {_key(item): item for item in fields(kind) if item.name != "options"}
     group = where.rstrip(".")
-    component = _component(group, values, registry, problems) if group in schema.COMPONENT_GROUPS else None
+    has_component = group in schema.COMPONENT_GROUPS or group in schema.VERBS
+    component = _component(group, values, registry, problems) if has_component else None
     settings = component.settings if component else {}
     for name in known.keys() & settings.keys():
         problems.add(
             f"{component.path if component else where}: build(…, {name}) hides the common setting {where}{name}",
             "give it another name",
         )
-    if group not in schema.COMPONENT_GROUPS or component or values.get("name") == "none":
+    if not has_component or component or values.get("name") == "none":
         for name in values:
             if name not in known and name not in settings:
                 problems.add(*_unknown(where, str(name), [*known, *settings], component))

@@ -113,7 +113,8 @@ class TransferConfig:
 
     Settings:
     name: the component, a file of transfer/, or none
-    from: run:<id>, a file or folder of weights, torchvision:NAME, hub:ORG/NAME
+    from: run:<id>, a file or folder of weights, package:NAME, torchvision:NAME, hub:ORG/NAME; unless set,
+      model=pretrained starts from its own path
     """
 
     name: str
@@ -141,6 +142,7 @@ class TrainConfig:
     deterministic: only deterministic algorithms; an error where an operation has none
     overfit_one_batch: train on the first batch alone, to see whether the model can learn at all
     diagnose: watch gradients and activations layer by layer, and judge them
+    pictures: validation examples drawn with truth and prediction at each evaluation, into figures/; 0 for none
     """
 
     duration: Duration = field(default_factory=lambda: Duration.parse("10 epochs"))
@@ -158,6 +160,7 @@ class TrainConfig:
     deterministic: bool = False
     overfit_one_batch: bool = False
     diagnose: bool = False
+    pictures: Annotated[int, Range(least=0, most=100)] = 16
 
 
 @dataclass(frozen=True)
@@ -218,5 +221,41 @@ class RunConfig:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class SearchConfig:
+    """How `dlrun sweep` looks for better runs. It is beside a run's config: a run does not change by how it was found.
+
+    Settings:
+    name: the component, a file of search/
+    trials: runs in all, restarts included
+    keep: trials whose weights are kept, the best; the others keep their records
+    max_failures: failed trials at which the sweep gives up; null for never
+    pruner: when a trial is stopped early: below the median of the others, by successive halving (asha) or hyperband
+    pruner_options: settings of Optuna's pruner of that name, e.g. {n_startup_trials: 10}
+    objectives: metrics to be bettered, as "metric:max" or "metric:min"; the task's goal unless set. parameters,
+        seconds, latency_seconds and energy_joules count as metrics
+    seed: of the search
+    storage: of the study; a file in the sweep's folder unless set, postgresql://… where machines share one
+    space: setting -> its values in Hydra's grammar; the command line's come before it. `when` holds those that
+        exist for one choice of a group only: {when: {model: {resnet20: {model.width: "choice(16,32)"}}}}
+    suggested: the space where nothing else gives one; an experiment says so what is worth trying
+    """
+
+    name: str
+    trials: Positive = 20
+    keep: Positive = 5
+    max_failures: Optional_Positive = None
+    pruner: Literal["none", "median", "asha", "hyperband"] = "median"
+    pruner_options: dict[str, Any] = field(default_factory=dict)
+    objectives: list[str] = field(default_factory=list)
+    seed: Annotated[int, Range(least=0, below=2**32)] = 0
+    storage: str | None = None
+    space: dict[str, Any] = field(default_factory=dict)
+    suggested: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
 COMPONENT_GROUPS = ("task", "data", "model", "optimizer", "schedule", "transfer")
 GROUPS = (*COMPONENT_GROUPS, "train", "hardware", "tracking", "experiment")
+# Groups of verbs that are composed beside a run's config, and their settings.
+VERBS: dict[str, type] = {"search": SearchConfig}

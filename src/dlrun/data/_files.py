@@ -44,7 +44,7 @@ class Part(NamedTuple):
 def find(path: str, splits: Mapping[str, str] | None) -> tuple[dict[str, Part], list[str]]:
     """The part of each given split, and a sentence for what was guessed. Raises DlrunError that says what is there."""
     splits = {split: wanted for split, wanted in (splits or {}).items() if wanted}
-    place = _existing(path)
+    place = existing(path)
     if place.is_file():
         if splits:
             raise DlrunError(
@@ -57,7 +57,8 @@ def find(path: str, splits: Mapping[str, str] | None) -> tuple[dict[str, Part], 
     return _guessed(place, parts)
 
 
-def _existing(path: str) -> Path:
+def existing(path: str) -> Path:
+    """The file or folder a user named. Raises DlrunError that says what is near it."""
     if not path:
         raise DlrunError("data.path is not set", "data.path=FILE or data.path=FOLDER", Exit.USAGE)
     place = Path(path).expanduser().absolute()
@@ -90,6 +91,11 @@ def _kind(file: Path) -> Kind:
         raise DlrunError(f"{file.name} is one picture; to train, give a folder of them", _READS)
     hint = "unpack it and give the folder" if suffix in _ARCHIVES else _READS
     raise DlrunError(f"{file.name}: unknown kind of file", hint)
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file's name is that of a table."""
+    return _suffix(file) in _KINDS
 
 
 def _suffix(file: Path) -> str:
@@ -165,14 +171,14 @@ def meaning(name: str) -> str | None:
     return next((split for split, words in _WORDS.items() if name.lower() in words), None)
 
 
-def _inner_word(name: str) -> str | None:
+def inner_word(name: str) -> str | None:
     """The one split whose word is among the words of a name ("adult_train")."""
     found = {split for piece in re.split(r"[-_.\s]", name) if (split := meaning(piece))}
     return found.pop() if len(found) == 1 else None
 
 
 def _guessed(folder: Path, parts: dict[str, Part]) -> tuple[dict[str, Part], list[str]]:
-    for read in (meaning, _inner_word):
+    for read in (meaning, inner_word):
         found: dict[str, list[str]] = {}
         for name in parts:
             if split := read(name):

@@ -6,11 +6,11 @@ import base64
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,14 @@ _GREY_MODES = {"1", "L", "LA", "La", "I"}
 
 class BadPicture(Exception):
     """A picture that cannot be read; the message says why."""
+
+
+class Decoded(NamedTuple):
+    """uint8 [C, H, W], and the height and width of the picture before it was scaled."""
+
+    pixels: np.ndarray
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Decoder:
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
 
-    def decode(self, given: object, folder: Path | None = None) -> np.ndarray:
-        """uint8 [C, H, W] of a picture in any of the forms of `open_picture`. Raises BadPicture, DlrunError."""
+    def decode(self, given: object, folder: Path | None = None) -> Decoded:
+        """A picture in any of the forms of `open_picture`. Raises BadPicture, DlrunError."""
         with reading():
             picture = upright(open_picture(given, folder))
             if self.grey_guessed and not is_grey(picture):
@@ -57,7 +65,7 @@ class Decoder:
                     "the data has grey and coloured pictures",
                     "set data.channels=3, or data.channels=1 to make all of them grey",
                 )
-            return self._to_array(picture)
+            return Decoded(self._to_array(picture), picture.height, picture.width)
 
     def _to_array(self, picture: Image) -> np.ndarray:
         picture = to_mode(picture, "L" if self.channels == 1 else "RGB")
@@ -70,6 +78,17 @@ class Decoder:
             picture = picture.resize((self.width, self.height), 2)  # 2 is bilinear, with antialiasing
         pixels = np.asarray(picture)
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def height_width(size: int | Sequence | None, setting: str) -> tuple[int, int] | None:
+    """Height and width of what a user set: one number for a square, two, or nothing. Raises DlrunError."""
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else size
+    if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
+        return sides[0], sides[1]
+    expected = "a number of pixels above 0" if isinstance(size, int) else "[height, width] in pixels above 0"
+    raise DlrunError(f"{setting}: {size} is not {expected}")
 
 
 @contextmanager

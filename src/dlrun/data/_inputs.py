@@ -43,19 +43,27 @@ class ImageInputs:
         self.column = spec.assets["image_column"]
         channels, height, width = spec.shapes["image"]
         self.decoder = Decoder(channels, height, width, resize=True)
+        self.sized = spec.target in ("mask", "boxes")  # what is said of places, a person wants in their own picture
         self._normalise = Normalise(spec.assets["mean"], spec.assets["std"], 255.0, trailing=2)
 
     def encode(self, rows: Sequence[Row]) -> Batch:
-        """ "image" uint8 [B, C, H, W]. Raises DlrunError naming the picture that cannot be read."""
+        """ "image" uint8 [B, C, H, W], and "size" int64 [B, 2], the pictures' own, where places are predicted.
+
+        Raises DlrunError naming the picture that cannot be read.
+        """
         image = np.empty((len(rows), *self.decoder.shape), dtype=np.uint8)
+        size = np.empty((len(rows), 2), dtype=np.int64)
         with strictly():
             for index, row in enumerate(rows):
                 given = self._picture(row, index)
                 try:
-                    image[index] = self.decoder.decode(given)
+                    decoded = self.decoder.decode(given)
                 except BadPicture as error:
                     raise DlrunError(f"{_called(given, index)}: {error}", code=Exit.DATA) from error
-        return {"id": torch.arange(len(rows)), "image": torch.from_numpy(image)}
+                image[index] = decoded.pixels
+                size[index] = decoded.height, decoded.width
+        fields = {"id": torch.arange(len(rows)), "image": torch.from_numpy(image)}
+        return fields | ({"size": torch.from_numpy(size)} if self.sized else {})
 
     def _picture(self, row: Row, index: int) -> object:
         if not isinstance(row, Mapping) or (row and set(row) <= {"bytes", "path"}):

@@ -1,14 +1,36 @@
 """Class labels: what a column says, the names of the classes in order, and the index of each row's class."""
 
+# N rows, K classes
+
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dlrun.data._bad import BadRows
 from dlrun.data._source import Source
 from dlrun.errors import DlrunError, Exit
+
+
+class Labels:
+    """The class indices of a source's rows."""
+
+    row_bytes = 8
+    is_slow = False
+
+    def __init__(self, labels_N: np.ndarray) -> None:
+        self.labels_N = labels_N
+
+    def read(self, rows: np.ndarray, bad: BadRows) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """ "label" int64 [len(rows)]; a label is never bad."""
+        return {"label": self.labels_N[rows]}, np.ones(len(rows), dtype=bool)
+
+    def digest(self, rows: np.ndarray) -> bytes:
+        """A hash of the labels."""
+        return hashlib.blake2b(self.labels_N[rows].tobytes(), digest_size=16).digest()
 
 
 class Coded(NamedTuple):
@@ -53,7 +75,8 @@ def _names(source: Source, column: str, values) -> tuple[str, ...]:
     what = "numbers with fractions" if types.is_floating(kind) else f"values of type {kind}"
     raise DlrunError(
         f"{source.name}: column '{column}' holds {what}; a class label is a word or a whole number",
-        "name another column: data.target=COLUMN",
+        "name another column: data.target=COLUMN"
+        + (", or predict the number: data.target_kind=number" if types.is_floating(kind) else ""),
     )
 
 

@@ -1,9 +1,10 @@
-"""Columns of numbers of a source as float32 rows of features."""
+"""Columns of numbers of a source as float32 rows: features to learn from, or targets to predict."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -14,19 +15,22 @@ _HASHED_AT_ONCE = 65_536  # rows
 
 
 class Numbers:
-    """A row of features for each row of the source; an empty, infinite or too large cell makes a bad row."""
+    """A row of numbers for each row of the source; an empty, infinite or too large cell makes a bad row.
 
-    field = "features"
+    field: what the batch calls them.
+    """
 
-    def __init__(self, source: Source, columns: tuple[str, ...]) -> None:
-        self.source, self.columns = source, columns
+    is_slow = False
+
+    def __init__(self, source: Source, columns: tuple[str, ...], field: Literal["features", "target"]) -> None:
+        self.source, self.columns, self.field = source, columns, field
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in memory."""
         return 4 * len(self.columns)
 
-    def read(self, rows: np.ndarray, bad: BadRows) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, rows: np.ndarray, bad: BadRows) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """float32 [len(rows), F] and which rows are finite (bool); the others are zero."""
         values = np.empty((len(rows), len(self.columns)), dtype=np.float32)
         with np.errstate(over="ignore"):
@@ -38,7 +42,7 @@ class Numbers:
             column = self.columns[int(np.argmin(is_finite[index]))]
             bad.report(self.source.place(int(rows[index])), f"no finite number in column '{column}'")
         values[~is_good] = 0
-        return values, is_good
+        return {self.field: values}, is_good
 
     def digest(self, rows: np.ndarray) -> bytes:
         """A hash of the columns' names and of all their cells."""

@@ -1,8 +1,10 @@
-"""The splits a data set lacks: seeded, stratified by label, and as many rows as asked for, to the row."""
+"""The splits a data set lacks: drawn (seeded, stratified by label, to the row) or cut out as blocks of rows."""
+
+# N rows, K classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,8 @@ class HoldOut:
 
     A size, where given, wins over its fraction; a fraction or size of 0 makes no such split.
     train_size: of what remains, keep this many rows (None: all).
+    blocks: cut the rows, in their order, into this many equal blocks; valid_blocks and test_blocks are the numbers
+    (from 0) of those that are held out, and fractions and sizes do not count.
     """
 
     seed: int
@@ -25,6 +29,9 @@ class HoldOut:
     valid_size: int | None = None
     test_size: int | None = None
     train_size: int | None = None
+    blocks: int | None = None
+    valid_blocks: Sequence[int] | None = None
+    test_blocks: Sequence[int] | None = None
 
     def rows(self, split: str, num_rows: int) -> int:
         """Rows the split takes out of num_rows."""
@@ -39,21 +46,73 @@ class HoldOut:
         return size
 
 
-def divide(labels_N: np.ndarray, given: set[str], hold_out: HoldOut) -> tuple[dict[str, np.ndarray], list[str]]:
+def divide(
+    num_rows: int, labels_N: np.ndarray | None, given: set[str], hold_out: HoldOut
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Positions of the training rows and of the splits made out of them, and a sentence for each made.
 
+    labels_N: class indices to stratify by, where the rows have them.
     given: names of the splits that exist already, "train" among them.
     """
-    wanted = {name: hold_out.rows(name, len(labels_N)) for name in ("test", "valid") if name not in given}
+    codes_N = np.zeros(num_rows, dtype=np.int64) if labels_N is None else labels_N
+    if hold_out.blocks is None:
+        parts, notes = _drawn(codes_N, given, hold_out, "" if labels_N is None else "stratified by label, ")
+    else:
+        parts, notes = _blocks(num_rows, given, hold_out)
+    if hold_out.train_size is not None:
+        parts["train"], note = _fewer(codes_N, parts["train"], hold_out)
+        notes.append(note)
+    return parts, notes
+
+
+def _drawn(
+    codes_N: np.ndarray, given: set[str], hold_out: HoldOut, how: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Splits of rows drawn at random."""
+    for setting in ("valid_blocks", "test_blocks"):
+        if getattr(hold_out, setting):
+            raise DlrunError(f"data.{setting} is set, and data.blocks is not", "say into how many: data.blocks=10")
+    wanted = {name: hold_out.rows(name, len(codes_N)) for name in ("test", "valid") if name not in given}
     sizes = {name: size for name, size in wanted.items() if size}
-    parts = stratified(labels_N, sizes, hold_out.seed)
     notes = [
-        f"{name}: {size:,} rows held out of the {len(labels_N):,} of train (stratified by label, seed {hold_out.seed})"
+        f"{name}: {size:,} rows held out of the {len(codes_N):,} of train ({how}seed {hold_out.seed})"
         for name, size in sizes.items()
     ]
-    if hold_out.train_size is not None:
-        parts["train"], note = _fewer(labels_N, parts["train"], hold_out)
-        notes.append(note)
+    return stratified(codes_N, sizes, hold_out.seed), notes
+
+
+def _blocks(num_rows: int, given: set[str], hold_out: HoldOut) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Splits of whole blocks of rows in their order, such as stretches of time, whose rows are too alike to part."""
+    count = hold_out.blocks or 0
+    if not 2 <= count <= num_rows:
+        raise DlrunError(f"data.blocks: {count} is not between 2 and the {num_rows:,} rows there are")
+    owner: dict[int, str] = {}
+    for name in ("test", "valid"):
+        chosen = list(getattr(hold_out, f"{name}_blocks") or ())
+        if getattr(hold_out, f"{name}_size") is not None:
+            raise DlrunError(
+                f"data.{name}_size does not go with data.blocks", f"name the blocks: 'data.{name}_blocks=[{count - 1}]'"
+            )
+        if chosen and name in given:
+            raise DlrunError(f"data.{name}_blocks: the data has a {name} split already", f"data.{name}_blocks=[]")
+        for block in chosen:
+            if type(block) is not int or not 0 <= block < count:
+                raise DlrunError(f"data.{name}_blocks: {block!r} is none of the blocks 0..{count - 1}")
+            if block in owner:
+                raise DlrunError(f"data.{name}_blocks: block {block} is held out already, for {owner[block]}")
+            owner[block] = name
+    if len(owner) == count:
+        raise DlrunError(f"data.blocks: all {count} blocks are held out, and none is left to train on")
+    ends = [block * num_rows // count for block in range(count + 1)]
+    rows: dict[str, list[np.ndarray]] = {}
+    for block in range(count):
+        rows.setdefault(owner.get(block, "train"), []).append(np.arange(ends[block], ends[block + 1]))
+    parts = {name: np.concatenate(blocks) for name, blocks in rows.items()}
+    notes = []
+    for name in (name for name in ("test", "valid") if name in parts):
+        mine = [block for block in sorted(owner) if owner[block] == name]
+        which = f"block{'s' if len(mine) > 1 else ''} {' and '.join(map(str, mine))}"
+        notes.append(f"{name}: {len(parts[name]):,} rows, {which} of {count} equal ones in the order of the rows")
     return parts, notes
 
 
@@ -80,9 +139,10 @@ def stratified(labels_N: np.ndarray, sizes: Mapping[str, int], seed: int, keep: 
 def _quotas(counts_K: np.ndarray, room_K: np.ndarray, size: int, name: str) -> np.ndarray:
     """Rows of each class that add up to size: shares by largest remainder, within the room there is."""
     if size > room_K.sum():
+        left = "one of each class" if len(counts_K) > 1 else "one"
         raise DlrunError(
             f"a {name} split of {size:,} rows cannot be made: {int(room_K.sum()):,} rows can be spared "
-            f"and leave one of each class to train on",
+            f"and leave {left} to train on",
             f"use data.{name}_size={max(0, int(room_K.sum()) // 2)} or data.{name}_fraction=0",
             Exit.DATA,
         )

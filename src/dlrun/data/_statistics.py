@@ -11,7 +11,8 @@ from dlrun.contracts import Split
 from dlrun.errors import DlrunError
 from dlrun.randomness import permutation
 
-_AT_ONCE = 1024  # rows; small blocks stay in the cache
+_AT_ONCE = 1024  # rows at most, and of large pictures fewer: small blocks stay in the cache
+_PIXELS_AT_ONCE = 1 << 22
 _SAMPLE = 2_000  # rows read for it where rows are streamed
 
 
@@ -45,16 +46,20 @@ def measured(train: Split, field: str, seed: int) -> tuple[Moments, list[str]]:
     if not train.in_memory and len(train) > _SAMPLE:
         rows = permutation(len(train), seed, "statistics")[:_SAMPLE].sort().values
         notes = [f"mean and std are those of {_SAMPLE:,} training rows; data.mean and data.std set them"]
-    shift = 0.0 if field == "image" else train.gather(rows[:_AT_ONCE])[field].double().mean(0)
+    at_once, shift = _AT_ONCE, torch.zeros(())
+    if field == "image":
+        at_once = min(_AT_ONCE, max(1, _PIXELS_AT_ONCE // train.gather(rows[:1])[field].shape[1:].numel()))
+    else:
+        shift = train.gather(rows[:_AT_ONCE])[field].double().mean(0)
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for block in rows.split(_AT_ONCE):
+    for block in rows.split(at_once):
         values = train.gather(block)[field]
         number, sums, sums_of_squares = _pixel_sums(values) if field == "image" else _sums(values, shift)
         count, total, squares = count + number, total + sums, squares + sums_of_squares
     return _moments(count, total, squares, shift, 255 if field == "image" else 1), notes
 
 
-def _moments(count: int, total: Tensor, squares: Tensor, shift: float | Tensor, scale: int) -> Moments:
+def _moments(count: int, total: Tensor, squares: Tensor, shift: Tensor, scale: int) -> Moments:
     """Moments of (shift + values) / scale from the sums of the values and of their squares."""
     mean = total.double() / max(count, 1)
     deviation = (squares.double() / max(count, 1) - mean**2).clamp(min=0).sqrt()
@@ -69,7 +74,7 @@ def _pixel_sums(values_BCHW: Tensor) -> tuple[int, Tensor, Tensor]:
     return flat.shape[1], flat.sum(1, dtype=torch.int64), (flat * flat).sum(1, dtype=torch.int64)
 
 
-def _sums(values_BF: Tensor, shift: float | Tensor) -> tuple[int, Tensor, Tensor]:
+def _sums(values_BF: Tensor, shift: Tensor) -> tuple[int, Tensor, Tensor]:
     """Rows, and the sums of (values - shift) and of their squares: a large mean would swallow a small deviation."""
     values = values_BF.double() - shift
     return len(values), values.sum(0), (values * values).sum(0)

@@ -2,57 +2,83 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from dlrun.contracts import DataSpec
 from dlrun.data._bad import BadRows
-from dlrun.data._images import BadPicture, Decoder, is_grey, open_picture, reading, strictly, upright
-from dlrun.data._pictures import Pictures
+from dlrun.data._cells import Cells
+from dlrun.data._images import BadPicture, Decoder, height_width, is_grey, open_picture, reading, strictly, upright
 from dlrun.data._source import Source
 from dlrun.errors import DlrunError, Exit
 
 _SAMPLE = 64
 
 
-def survey(
-    source: Source, column: str, rows: np.ndarray, image_size: int | None, channels: int | None, bad: BadRows
+class Seen(NamedTuple):
+    """A row's picture: its size in pixels, and whether it is grey."""
+
+    row: int
+    height: int
+    width: int
+    is_grey: bool
+
+
+def choose_decoder(
+    source: Source,
+    column: str,
+    rows: np.ndarray,
+    image_size: int | list | None,
+    channels: int | None,
+    bad: BadRows,
+    known: DataSpec | None,
 ) -> Decoder:
-    """What to make of the pictures: as set, else the size they share and grey if all of the sample are.
+    """What to make of the pictures: as the source run did, as set, else the size they share, grey if all seen are.
 
     Raises: DlrunError for pictures of several sizes where image_size is None.
     """
-    pictures = Pictures(source, column, Decoder(1, 1, 1))
-    seen = _look(pictures, rows[:: max(1, len(rows) // _SAMPLE)], bad)
-    if channels is None:
-        found = 1 if all(grey for _, _, grey in seen) else 3
-        guessed = found == 1
-    else:
-        found, guessed = channels, False
-    if image_size is not None:
-        return Decoder(found, image_size, image_size, True, guessed)
-    (first, size, _), *others = seen
-    for row, other, _ in others:
-        if other != size:
+    if known is not None:
+        is_scaled = image_size is not None or known.assets["image_size"] is not None
+        return Decoder(*known.shapes["image"], resize=is_scaled)
+    size = height_width(image_size, "data.image_size")
+    if channels not in (None, 1, 3):
+        raise DlrunError(f"data.channels: {channels} is neither 1 (grey) nor 3 (colour)")
+    cells = Cells(source, column)
+    seen = look(cells, rows[:: max(1, len(rows) // _SAMPLE)], bad)
+    found = channels or (1 if all(one.is_grey for one in seen) else 3)
+    guessed = channels is None and found == 1
+    if size is not None:
+        return Decoder(found, *size, resize=True, grey_guessed=guessed)
+    return Decoder(found, *shared_size(cells, seen, "data.image_size"), grey_guessed=guessed)
+
+
+def shared_size(cells: Cells, seen: list[Seen], setting: str) -> tuple[int, int]:
+    """Height and width of all pictures that were seen. Raises DlrunError naming two that differ."""
+    first, *others = seen
+    for other in others:
+        if other[1:3] != first[1:3]:
+            largest = max(first[1:3])
             raise DlrunError(
-                f"pictures of several sizes: {pictures.place(first)} is {size[0]}x{size[1]}, "
-                f"{pictures.place(row)} is {other[0]}x{other[1]}",
-                f"scale them all: data.image_size={max(size)}",
+                f"pictures of several sizes: {cells.place(first.row)} is {first.width}x{first.height}, "
+                f"{cells.place(other.row)} is {other.width}x{other.height}",
+                f"scale them all: {setting}={largest}",
             )
-    width, height = size
-    return Decoder(found, height, width, False, guessed)
+    return first.height, first.width
 
 
-def _look(pictures: Pictures, rows: np.ndarray, bad: BadRows) -> list[tuple[int, tuple[int, int], bool]]:
-    """Row, (width, height) and greyness of those that can be opened; pixels are not decoded."""
+def look(cells: Cells, rows: np.ndarray, bad: BadRows) -> list[Seen]:
+    """Size and greyness of those that can be opened; pixels are not decoded."""
     seen, reason = [], ""
     with strictly():
         for row in rows.tolist():
             try:
                 with reading():
-                    picture = upright(open_picture(pictures.given(row), pictures.source.folder))
-                seen.append((row, picture.size, is_grey(picture)))
+                    picture = upright(open_picture(cells.given(row), cells.source.folder))
+                seen.append(Seen(row, picture.height, picture.width, is_grey(picture)))
             except BadPicture as error:
-                reason = reason or f"{pictures.place(row)}: {error}"
-                bad.report(pictures.place(row), str(error))
+                reason = reason or f"{cells.place(row)}: {error}"
+                bad.report(cells.place(row), str(error))
     if not seen:
         raise DlrunError(f"none of {len(rows)} pictures looked at can be read; the first is {reason}", code=Exit.DATA)
     return seen

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlrun.data._files import Part
+from dlrun.data._files import Part, find
 from dlrun.data._images import SUFFIXES
 from dlrun.data._source import Source, from_dataset
 from dlrun.errors import DlrunError, Exit
@@ -17,6 +17,19 @@ from dlrun.errors import DlrunError, Exit
 # Types are inferred once over a whole file, not block by block: a column that turns from whole numbers to
 # fractions late in the file is then no error. Only an empty cell is missing: "NA" and "None" can be labels.
 _CSV = {"chunksize": 1 << 40, "keep_default_na": False, "na_values": [""]}
+
+
+def local_sources(
+    path: str, splits: Mapping[str, str] | None, needs_train: bool
+) -> tuple[dict[str, Source], list[str]]:
+    """The rows of each split of a local file or folder, and a sentence for what was guessed."""
+    parts, notes = find(path, splits)
+    if needs_train and "train" not in parts:
+        raise DlrunError(
+            f"data.path={path}: there is a {' and a '.join(parts)} split, but no training rows",
+            "say which they are: data.splits.train=NAME",
+        )
+    return {split: load(part) for split, part in parts.items()}, notes
 
 
 def load(part: Part) -> Source:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Literal
 
 from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
-from dlrun.data._assemble import Settings, assemble, spec_of
+from dlrun.data._assemble import Settings, spec_of
 from dlrun.data._bad import BadRows
+from dlrun.data._columns import Wanted
 from dlrun.data._inputs import make_inputs
 from dlrun.data._splits import HoldOut
-from dlrun.errors import DlrunError
+from dlrun.data._targets import assemble
 
 
 def build(
     tools: Tools,
     *,
     path: str = "",
-    target: str | None = None,
+    target: str | list | None = None,
+    target_kind: Literal["auto", "class", "number"] = "auto",
     image: str | None = None,
     columns: list | None = None,
     splits: dict | None = None,
-    image_size: int | None = None,
+    image_size: int | list | None = None,
     channels: int | None = None,
     valid_fraction: float = 0.1,
     test_fraction: float = 0.1,
@@ -28,21 +30,26 @@ def build(
     test_size: int | None = None,
     train_size: int | None = None,
     split_seed: int | None = None,
+    blocks: int | None = None,
+    valid_blocks: list | None = None,
+    test_blocks: list | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
     max_bad: int = 10,
     memory: Literal["auto", "always", "never"] = "auto",
     mean: list | None = None,
     std: list | None = None,
 ) -> Dataset:
-    """Rows of local files, with a label to predict from a picture or from numbers.
+    """Rows of local files, with a label or numbers to predict from a picture or from numbers.
 
     Settings:
         path: a file, or a folder of split files, of split folders, or of class folders; ~ and relative paths work.
-        target: the label's column; guessed from a declared class label or a name such as label, target, class.
+        target: the label's column, or a list of columns of numbers to predict; guessed from a declared class label or
+            a name such as label, target, class.
+        target_kind: class or number; auto takes a single column for a number if it has fractions.
         image: the picture's column (bytes, or paths relative to the file); guessed.
-        columns: the columns of numbers to learn from, where there is no picture; all but the label unless set.
+        columns: the columns of numbers to learn from, where there is no picture; all but the target unless set.
         splits: {train: NAME, valid: NAME, test: NAME}, each the name of a split, a file, a folder or a pattern.
-        image_size: height and width in pixels that every picture is scaled to; needed if they differ in size.
+        image_size: pixels that every picture is scaled to, one number or [height, width]; needed if they differ.
         channels: 1 grey, 3 colour; guessed from a sample of the pictures.
         valid_fraction: share of the training rows held out if no valid split is given, in [0, 1).
         test_fraction: the same for the test split.
@@ -50,28 +57,26 @@ def build(
         test_size: rows held out for test, instead of the fraction.
         train_size: use this many of the training rows that remain, stratified by label.
         split_seed: chooses the rows held out; the run's seed unless set.
+        blocks: cut the training rows, in their order, into this many equal blocks to hold out (for rows in time).
+        valid_blocks: numbers of the blocks held out for valid, counted from 0.
+        test_blocks: the same for test.
         on_bad: raise at a row that cannot be read, or skip it.
         max_bad: rows that may be skipped before it is an error; a stream counts in each worker process.
         memory: auto holds decoded rows in memory if they take at most a quarter of what is free, else streams them.
         mean: of each channel (pixels as 0..1) or feature, for normalising; measured over the training rows.
         std: as mean.
     """
-    from dlrun.data._files import find
-    from dlrun.data._tables import load
+    from dlrun.data._tables import local_sources
 
     known = spec_of(tools)
-    parts, notes = find(path, splits)
-    if "train" not in parts and known is None:
-        raise DlrunError(
-            f"data.path={path}: there is a {' and a '.join(parts)} split, but no training rows",
-            "say which they are: data.splits.train=NAME",
-        )
+    sources, notes = local_sources(path, splits, needs_train=known is None)
     seed = tools.seed if split_seed is None else split_seed
-    hold_out = HoldOut(seed, valid_fraction, test_fraction, valid_size, test_size, train_size)
-    settings = Settings(
-        hold_out, BadRows(on_bad, max_bad), target, image, columns, image_size, channels, memory, mean, std
+    hold_out = HoldOut(
+        seed, valid_fraction, test_fraction, valid_size, test_size, train_size, blocks, valid_blocks, test_blocks
     )
-    return assemble({split: load(part) for split, part in parts.items()}, settings, known, notes)
+    settings = Settings(hold_out, BadRows(on_bad, max_bad), image_size, channels, memory, mean, std)
+    wanted = Wanted(target, target_kind, image, columns)
+    return assemble(sources, wanted, settings, known, notes)
 
 
 def inputs(spec: DataSpec) -> Inputs:

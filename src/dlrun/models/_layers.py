@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ def initialise(model: nn.Module, name: str, activation_name: str) -> nn.Module:
         return model
     fill = _known("init", name, _INITIALISERS)
     for path, layer in model.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             fill(layer.weight, 1.0 if path == "head" else gain(activation_name))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -100,6 +100,20 @@ def image_shape(spec: DataSpec, model: str) -> tuple[int, int, int]:
         )
     channels, height, width = shape
     return channels, height, width
+
+
+def fit_channels(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution, in place, where the images have another number of channels than 3."""
+    name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    if first.in_channels == channels:
+        return
+    size: Any = first.kernel_size
+    stride: Any = first.stride
+    padding: Any = first.padding
+    fitted = nn.Conv2d(channels, first.out_channels, size, stride, padding, bias=first.bias is not None)
+    nn.init.kaiming_normal_(fitted.weight, mode="fan_out", nonlinearity="relu")
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, fitted)
 
 
 def require(condition: bool, setting: str, given: object, expected: str) -> None:

@@ -31,7 +31,7 @@ def build(spec: DataSpec, *, architecture: str, options: dict[str, Any] | None =
         model = maker(weights=None, progress=False, num_classes=spec.num_outputs, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise _unfit(architecture, options, shape, error) from error
-    _fit_channels(model, shape[0])
+    _layers.fit_channels(model, shape[0])
     _require_size(model, architecture, options, shape)
     return model
 
@@ -78,20 +78,6 @@ def _known_options(maker: Callable[..., nn.Module], arguments: Mapping[str, insp
     ]
     set_here = {"weights", "progress", "num_classes", "kwargs", "aux_logits"}
     return {*inspect.signature(maker).parameters, *optional} - set_here
-
-
-def _fit_channels(model: nn.Module, channels: int) -> None:
-    """Replace the first convolution, in place, where the images have another number of channels than 3."""
-    name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    if first.in_channels == channels:
-        return
-    size: Any = first.kernel_size
-    stride: Any = first.stride
-    padding: Any = first.padding
-    fitted = nn.Conv2d(channels, first.out_channels, size, stride, padding, bias=first.bias is not None)
-    nn.init.kaiming_normal_(fitted.weight, mode="fan_out", nonlinearity="relu")
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, fitted)
 
 
 def _require_size(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from dlrun.contracts import Batch, DataSpec, Goal, Loss, Metric, Outputs, Row
 from dlrun.errors import DlrunError
 from dlrun.metrics.classification import Calibration, Classification, Confusion, PerClass
+from dlrun.tasks import _class_weights
 
 
 def build(
@@ -30,20 +32,8 @@ def build(
         raise DlrunError(f"task.label_smoothing: {label_smoothing} is not in [0, 1)", "try task.label_smoothing=0.1")
     if top_k < 1:
         raise DlrunError(f"task.top_k: {top_k} is not at least 1", "try task.top_k=5")
-    weights_C = _weights(class_weights, num_classes)
+    weights_C = _class_weights.class_weights(class_weights, num_classes)
     return ClassificationTask(spec, num_classes, label_smoothing, top_k, weights_C)
-
-
-def _weights(given: list | None, num_classes: int) -> Tensor | None:
-    if given is None:
-        return None
-    numbers = [value for value in given if isinstance(value, (int, float)) and value >= 0]
-    if len(given) != num_classes or len(numbers) != num_classes or not sum(numbers):
-        raise DlrunError(
-            f"task.class_weights: {given} is not a number of at least 0 for each of the {num_classes} classes",
-            f"give {num_classes} numbers, not all of them 0",
-        )
-    return torch.tensor(numbers, dtype=torch.float32)
 
 
 _MOST_IN_A_TABLE = 200  # classes; beyond it nobody reads a confusion matrix
@@ -126,3 +116,15 @@ class ClassificationTask:
 
     def _name(self, index: int) -> str:
         return self.spec.labels[index] if self.spec.labels else str(index)
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> list[Any]:
+        """An image an example, below it "truth → prediction (probability)", marked where it is wrong; [] for what is
+        no picture."""
+        from dlrun import pictures
+
+        drawn = []
+        for image_CHW, row in zip(batch["image"], self.rows(outputs), strict=True) if "image" in batch else ():
+            said, truth = f"{row['label']} ({row['probability']:.2f})", row.get("truth", row["label"])
+            text = f"{truth} → {said}" if "truth" in row else said
+            drawn.append(pictures.captioned(pictures.to_pil(image_CHW), text, is_wrong=truth != row["label"]))
+        return drawn

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -105,3 +105,20 @@ class RegressionTask:
         named = len(self.spec.labels) == self.num_targets
         names = self.spec.labels if named else tuple(str(index) for index in range(self.num_targets))
         return dict(zip(names, values, strict=True))
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> list[Any]:
+        """An image an example, below it "truth → prediction" of each target; [] for what is no picture."""
+        from dlrun import pictures
+
+        if "image" not in batch:
+            return []
+        return [
+            pictures.captioned(pictures.to_pil(image_CHW), _caption(row["prediction"], row.get("truth")))
+            for image_CHW, row in zip(batch["image"], self.rows(outputs), strict=True)
+        ]
+
+
+def _caption(said: float | dict[str, float], truth: Any) -> str:
+    if isinstance(said, dict):
+        return ", ".join(f"{name}: {_caption(said[name], truth and truth[name])}" for name in said)
+    return f"{said:.3g}" if truth is None else f"{truth:.3g} → {said:.3g}"

@@ -1,7 +1,8 @@
 """The stream of training batches: a pure function of (seed, step), in memory or through loader workers.
 
 Step s takes rows [i*B, (i+1)*B) of the order of its epoch, cut into one micro-batch for each process and
-each accumulation; the last batch of an epoch may be smaller.
+each accumulation; the last batch of an epoch may be smaller. Rows that differ in length share a batch with
+rows of like length.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlrun.contracts import Augmentation, Batch, Inputs, Split
+from dlrun.contracts import NO_TARGET, Augmentation, Batch, Inputs, Split, WithLengths
 from dlrun.errors import DlrunError
 from dlrun.randomness import Draws, permutation
+from dlrun.training.buckets import bucketed
 from dlrun.training.distributed import World
 
 
@@ -65,10 +67,13 @@ class Feed:
         return list(parts[self.world.rank :: self.world.size])
 
     def _order(self, epoch: int) -> Tensor:
-        if _last_order.get("key") != (len(self.split), self.seed, epoch):
-            _last_order.update(
-                key=(len(self.split), self.seed, epoch), order=permutation(len(self.split), "order", self.seed, epoch)
-            )
+        lengths = self.split.lengths if isinstance(self.split, WithLengths) else None
+        key = (len(self.split), self.batch_size, self.seed, epoch)
+        if _last_order.get("key") != key or _last_order["lengths"] is not lengths:
+            order = permutation(len(self.split), "order", self.seed, epoch)
+            if lengths is not None:
+                order = bucketed(order, lengths, self.batch_size, self.seed, epoch)
+            _last_order.update(key=key, lengths=lengths, order=order)
         return _last_order["order"]
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
@@ -151,11 +156,15 @@ def chain(augmentations: list[Augmentation]) -> Augmentation | None:
 
 
 def placer(device: torch.device, channels_last: bool) -> Callable[[Batch], Batch]:
-    """Moves a batch to the device; pictures in channels-last memory format if asked for."""
+    """Moves a batch to the device; pictures in channels-last memory format if asked for.
+
+    Targets are counted before: asking the device would wait until it has done all that was asked of it so far.
+    """
 
     def place(batch: Batch) -> Batch:
         if device.type != "cpu":
-            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            counted = {"num_targets": (batch["targets"] != NO_TARGET).sum(1)} if "targets" in batch else {}
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()} | counted
         if channels_last:
             batch = {
                 name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value

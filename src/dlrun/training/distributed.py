@@ -47,7 +47,8 @@ class World:
         dist.all_gather(lengths, torch.tensor([len(payload)]))
         longest = int(max(lengths))
         mine = torch.zeros(longest, dtype=torch.uint8)
-        mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        if payload:
+            mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(parts, mine)
         return [bytes(part[: int(n)].numpy().tobytes()) for part, n in zip(parts, lengths, strict=True)]

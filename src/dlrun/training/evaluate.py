@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from dlrun.contracts import Batch, Gathered, Inputs, Outputs, Split, Task, WithTables
+from dlrun.contracts import Batch, Gathered, Inputs, Outputs, Split, Task, Thorough, WithTables
+from dlrun.training.buckets import longest_first
 from dlrun.training.distributed import World
 from dlrun.training.precision import Precision
 
@@ -15,12 +16,17 @@ from dlrun.training.precision import Precision
 def batches(
     split: Split, inputs: Inputs, *, batch_size: int, place: Callable[[Batch], Batch], rank: int = 0, size: int = 1
 ) -> Iterator[Batch]:
-    """A split in order, prepared and on the device; with several ranks every size-th batch."""
+    """A split, prepared and on the device, in order or the longest rows first; of several ranks every size-th batch."""
+    order = longest_first(split)
     for start in range(rank * batch_size, len(split), batch_size * size):
-        rows = torch.arange(start, min(start + batch_size, len(split)))
-        batch = split.gather(rows)
+        batch = split.gather(order[start : start + batch_size])
         if len(batch["id"]):
             yield inputs.prepare(place(batch))
+
+
+def thorough(task: Task) -> Task:
+    """The task as it is when cost does not matter: texts are said and scored, where they are scored at all."""
+    return task.thorough() if isinstance(task, Thorough) else task
 
 
 @torch.no_grad()

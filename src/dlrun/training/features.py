@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dlrun.contracts import Batch, Inputs, Split
+from dlrun.contracts import Batch, Inputs, Split, WithLengths
+from dlrun.training.buckets import longest_first
 from dlrun.training.evaluate import batches
 from dlrun.training.precision import Precision
 
@@ -69,5 +70,8 @@ def extract(
     finally:
         hook.remove()
         model.train(was_training)
-    fields = {name: torch.cat([part[name] for part in rest]) for name in rest[0]}
-    return FeatureSplit(fields | {"features": torch.cat(caught)})
+    fields = {name: torch.cat([part[name] for part in rest]) for name in rest[0]} | {"features": torch.cat(caught)}
+    if isinstance(split, WithLengths):  # read in another order
+        back = torch.argsort(longest_first(split))
+        fields = {name: field[back] for name, field in fields.items()}
+    return FeatureSplit(fields)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from dlrun.contracts import Transferred, Weights
+from dlrun.contracts import FromLibrary, Transferred, Weights
 from dlrun.errors import DlrunError, nearest
 from dlrun.transfer import _layout
 
@@ -19,13 +19,14 @@ def fit(model: nn.Module, weights: Weights, labels: tuple[str, ...], replace_hea
 
     labels: the classes of the new task. replace_head: whether the head keeps its fresh start; None: where the
     weights are known to be of other classes, or its shape differs.
-    Names lose the prefixes that wrappers add. Images with another number of channels: the first convolution's
-    weights are summed over their input channels and shared out evenly.
+    Names lose the prefixes that wrappers add, and a library's become the model's. Images with another number of
+    channels: the first convolution's weights are summed over their input channels and shared out evenly.
     Returns loaded, missing (of the model, the fresh head included) and unexpected (of the weights, unused); `head`
-    names the head if it stays fresh. Raises: DlrunError if nothing fits.
+    names the head if it stays fresh. Raises: DlrunError if nothing fits, or the weights are of another architecture.
     """
+    _check_architecture(model, weights)
     target = model.state_dict()
-    given = _plain_names(weights.tensors, target)
+    given = _with_ties(_plain_names(model, weights.tensors, target), target)
     head = _layout.find_head(model)
     fresh = head if _starts_fresh(head, target, given, weights.labels, labels, replace_head) else ""
     first = _first_convolution(model)
@@ -44,10 +45,30 @@ def fit(model: nn.Module, weights: Weights, labels: tuple[str, ...], replace_hea
     return result
 
 
-def _plain_names(tensors: Mapping[str, Tensor], known: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors by names of the model where taking wrappers' prefixes off leads to one."""
+def _check_architecture(model: nn.Module, weights: Weights) -> None:
+    """Many architectures of one library name their tensors alike; most of them would load, and mean nothing."""
+    if isinstance(model, FromLibrary) and weights.architecture not in ("", model.architecture):
+        raise DlrunError(
+            f"transfer.from: {weights.origin} holds a {weights.architecture}; the model is a {model.architecture}",
+            f"model=pretrained model.path={weights.origin}",
+        )
+
+
+def _plain_names(model: nn.Module, tensors: Mapping[str, Tensor], known: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors by names of the model where taking wrappers' prefixes off, or asking the model, leads to one."""
     known = set(known)
-    return {_plain_name(name, known): tensor for name, tensor in tensors.items()}
+    plain = {_plain_name(name, known): tensor for name, tensor in tensors.items()}
+    if not isinstance(model, FromLibrary):
+        return plain
+    own = model.own_names([name for name in plain if name not in known])
+    return {own.get(name, name): tensor for name, tensor in plain.items()}
+
+
+def _with_ties(given: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, where a tensor that goes by several names in the model is given by all of them or none."""
+    places = {name: (tensor.data_ptr(), tensor.shape, tensor.stride()) for name, tensor in target.items()}
+    found = {places[name]: given[name] for name in target if name in given and places[name][0]}
+    return {name: found[place] for name, place in places.items() if place in found} | given
 
 
 def _plain_name(name: str, known: set[str]) -> str:

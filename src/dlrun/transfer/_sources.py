@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlrun import pretrained
 from dlrun.contracts import Weights
 from dlrun.errors import DlrunError, Exit, did_you_mean
 
-_FORMS = "a file or folder, torchvision:NAME[/WEIGHTS], hub:ORG/NAME[@REVISION], or run:<id>"
+_FORMS = "a file or folder, package:NAME, torchvision:NAME[/WEIGHTS], hub:ORG/NAME[@REVISION], or run:<id>"
+_CONFIG = "config.json"
 _IN_FOLDERS = ("model.safetensors", "weights.safetensors", "pytorch_model.bin")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")  # keys under which trainers put the tensors
 _PICKLED = (".pt", ".pth", ".bin")
@@ -33,9 +36,11 @@ def read(source: str, architecture: str | None = None) -> Weights:
         return _torchvision(rest or architecture or "")
     if scheme == "hub":
         return _hub(rest)
+    if scheme == "package":
+        return _weights_of(pretrained.packaged(rest, "transfer.from"), source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return Weights(_read_folder(path), str(path))
+        return _weights_of(path, str(path))
     if path.is_file():
         return Weights(_read_file(path), str(path))
     raise DlrunError(f"transfer.from: no file or folder '{source}'", _nearest_source(source, path))
@@ -48,6 +53,16 @@ def _nearest_source(source: str, path: Path) -> str:
     neighbours = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, neighbours, otherwise=f"expected {_FORMS}")
     return hint if neighbours else f"expected {_FORMS}"
+
+
+def _weights_of(folder: Path, origin: str) -> Weights:
+    """The weights of a folder, and the architecture its config.json names, if there is one."""
+    try:
+        described = json.loads((folder / _CONFIG).read_text())
+    except (OSError, ValueError):
+        described = None  # weights alone are enough
+    known = described.get("model_type", "") if isinstance(described, dict) else ""
+    return Weights(_read_folder(folder), origin, architecture=known if isinstance(known, str) else "")
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -141,29 +156,16 @@ def _torchvision(wanted: str) -> Weights:
     try:
         tensors = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise _not_fetched(f"torchvision:{architecture}/{chosen.name}", chosen.url, error) from error
+        origin = f"torchvision:{architecture}/{chosen.name}"
+        raise pretrained.not_fetched("transfer.from", origin, chosen.url, error) from error
     tensors = {_OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in tensors.items()}
     return Weights(tensors, f"torchvision:{architecture}/{chosen.name}", tuple(chosen.meta.get("categories") or ()))
 
 
 def _hub(wanted: str) -> Weights:
     """`org/name` or `org/name@revision`: safetensors of a Hugging Face repository, else its pytorch_model.bin."""
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = wanted.partition("@")
-    if name.count("/") != 1:
-        raise DlrunError(f"transfer.from: 'hub:{wanted}' names no repository", "hub:ORG/NAME or hub:ORG/NAME@REVISION")
     for pattern in ("*.safetensors", "pytorch_model.bin"):
-        try:
-            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=[pattern]))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _not_fetched(f"hub:{wanted}", f"https://huggingface.co/{name}", error) from error
+        folder = pretrained.fetched(wanted, "transfer.from", [pattern, _CONFIG])
         if any(folder.glob(pattern)):
-            return Weights(_read_folder(folder), f"hub:{wanted}")
+            return _weights_of(folder, f"hub:{wanted}")
     raise DlrunError(f"transfer.from: hub:{wanted} holds no safetensors and no pytorch_model.bin")
-
-
-def _not_fetched(source: str, address: str, error: Exception) -> DlrunError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    hint = f"without a network: fetch {address} elsewhere, and name the file or folder in transfer.from"
-    return DlrunError(f"transfer.from: {source} could not be fetched: {reason}", hint, Exit.DATA)

@@ -30,7 +30,9 @@ def build(
     if not result.frozen:
         raise DlrunError("transfer: the model is nothing but a head; there is no body to freeze", "transfer=finetune")
     # A head that is a convolution (SqueezeNet) has layers after it: its features are not what the logits come from.
-    result.cache_features = cache_features and isinstance(model.get_submodule(result.head), nn.Linear)
+    # One that says tokens has features at every place of a text, not one vector an example.
+    is_last = isinstance(model.get_submodule(result.head), nn.Linear)
+    result.cache_features = cache_features and is_last and bool(spec.sizes.keys() & {"classes", "labels", "targets"})
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_layout.inside(name, result.head))
     model.eval()

@@ -1,0 +1,28 @@
+"""Where a pretrained vocabulary lies: a file, or with a model in a folder, a package or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dlrun import pretrained
+from dlrun.errors import DlrunError, Exit
+
+_SETTING = "data.pretrained"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def find(source: str, file: str) -> Path:
+    """The file itself, or the one of this name where a model lies. ORG/NAME is a model on the hub, if it is no folder.
+
+    Raises: DlrunError with code DATA where there is none.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if not path.exists() and _REPOSITORY.fullmatch(source):
+        source = f"hub:{source}"
+    found = pretrained.folder(source, _SETTING, [file]) / file
+    if not found.is_file():
+        raise DlrunError(f"{_SETTING}: {source} has no {file}", "name a model that has one", Exit.DATA)
+    return found

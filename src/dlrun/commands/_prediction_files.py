@@ -1,0 +1,94 @@
+"""What a task says of examples beside rows: masks, pictures with boxes, one document over all; into a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlrun import runs
+from dlrun.errors import DlrunError, Exit
+
+if TYPE_CHECKING:
+    from dlrun.commands._rows import Example
+    from dlrun.contracts import Outputs
+    from dlrun.predictor import TrainedModel
+
+
+class PredictionFiles:
+    """The files of one command, written as predictions are made, each under its own name at once or not at all."""
+
+    def __init__(self, folder: Path, predictor: TrainedModel) -> None:
+        """Raises: DlrunError if the task gives no files (code USAGE) or the folder cannot be made (DISK)."""
+        from dlrun.contracts import WithFiles
+
+        if not isinstance(predictor.task, WithFiles):
+            raise DlrunError(
+                f"--out: task '{predictor.config.task.name}' gives no files, only rows",
+                "--output FILE writes the rows as csv or json lines",
+            )
+        self.folder, self.predictor, self.task = folder, predictor, predictor.task
+        self.count = 0
+        self._names: list[str] = []
+        self._used: dict[str, int] = {}
+        self._parts: list[Outputs] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _disk_error(folder, error.strerror or str(error)) from error
+
+    def take(self, chunk: Sequence[Example], outputs: Outputs) -> None:
+        """Write the files of these examples."""
+        from dlrun.contracts import Outputs
+
+        fields = {name: value.cpu() for name, value in outputs.fields.items()}
+        names = [self._unique(self._stem(example)) for example in chunk]
+        batch = self.predictor.inputs.encode([example.row for example in chunk])  # predictors keep no pictures
+        for name, content in self.task.files(names, batch, Outputs(outputs.ids.cpu(), fields)):
+            self._write(name, content)
+        self._parts.append(Outputs(outputs.ids.cpu() + len(self._names), fields))
+        self._names += names
+
+    def finish(self) -> None:
+        """Write the document over all examples."""
+        from dlrun.contracts import Outputs
+
+        if self._parts:
+            name, document = self.task.index(self._names, Outputs.concatenate(self._parts))
+            self._write(name, _json(document).encode())
+
+    def _stem(self, example: Example) -> str:
+        """What an example's files are called after: its picture's file, else its table and row."""
+        if example.number is None:
+            return Path(example.file).stem
+        given = example.row.get(self.predictor.spec.assets.get("image_column", "image"), example.row.get("image"))
+        path = given.get("path") if isinstance(given, Mapping) else given
+        return Path(path).stem if path and isinstance(path, str) else f"{Path(example.file).stem}-{example.number}"
+
+    def _unique(self, stem: str) -> str:
+        """The stem, or with a number behind it where it was given away; without regard to case, as some disks are."""
+        name = stem
+        while name.lower() in self._used:
+            self._used[stem.lower()] = number = self._used.get(stem.lower(), 1) + 1
+            name = f"{stem}-{number}"
+        self._used[name.lower()] = 1
+        return name
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            runs.write_atomically(self.folder / name, content)
+        except DlrunError as error:
+            raise DlrunError(error.message, "choose another --out", error.code) from error
+        self.count += 1
+
+
+def _json(document: Any) -> str:
+    """Indented JSON; of a list each entry on a line, as there may be a hundred of them for each picture."""
+    if not isinstance(document, list):
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in document) + "\n]\n"
+
+
+def _disk_error(folder: Path, reason: str) -> DlrunError:
+    return DlrunError(f"{folder}: cannot be written: {reason}", "choose another --out", Exit.DISK)

@@ -1,0 +1,165 @@
+"""What a sweep is to try: the fixed overrides, the space, the search. Checked before the first trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dlrun import runs
+from dlrun.commands import _making as making
+from dlrun.config import check, conf_folders, convert, space
+from dlrun.config.compose import compose, split_sweep
+from dlrun.config.schema import COMPONENT_GROUPS, GROUPS, RunConfig, SearchConfig
+from dlrun.config.space import Dimension
+from dlrun.errors import DlrunError
+
+if TYPE_CHECKING:
+    from dlrun.commands.train import Options
+
+_FILE = "sweep.json"
+_DEFAULT = "search=tpe"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """fixed: overrides that all trials share.   space: the settings that vary.   config_dir: of the user, or None."""
+
+    fixed: list[str]
+    space: list[Dimension]
+    search: SearchConfig
+    config_dir: Path | None
+
+    def write(self, folder: Path) -> None:
+        """Into the sweep's folder."""
+        runs.write_json(folder / _FILE, {
+            "fixed": self.fixed, "space": [dimension.to_json() for dimension in self.space],
+            "search": convert.to_plain(self.search) | {"options": self.search.options},
+            "config_dir": str(self.config_dir) if self.config_dir else None,
+        })  # fmt: skip
+
+    @staticmethod
+    def read(folder: Path) -> Plan:
+        """The inverse. Raises: DlrunError for a sweep that was killed before it was written."""
+        if not (folder / _FILE).exists():
+            raise DlrunError(f"{folder}: the sweep was killed before it had begun", "start it anew")
+        stored = runs.read_json(folder / _FILE)
+        options = stored["search"].pop("options")
+        known = {name: value for name, value in stored["search"].items() if name not in options}
+        return Plan(
+            stored["fixed"],
+            [Dimension.from_json(dimension) for dimension in stored["space"]],
+            SearchConfig(**known, options=options),
+            Path(stored["config_dir"]) if stored["config_dir"] else None,
+        )
+
+
+def planned(given: Sequence[str], options: Options) -> tuple[Plan, RunConfig]:
+    """The plan of a command line, and the config that its trials vary. Raises: DlrunError."""
+    fixed, dimensions = split_sweep(given, config_dir=options.config_dir)
+    composed = compose(fixed, config_dir=options.config_dir, verb=_DEFAULT)
+    search: SearchConfig = convert.to_verb("search", composed.verb, options.registry)
+    wanted = {**search.space} or ({} if dimensions else {**search.suggested})
+    named = {dimension.key for dimension in dimensions}
+    _, further = split_sweep([], wanted, config_dir=options.config_dir)
+    dimensions += [dimension for dimension in further if dimension.key not in named]
+    space.check(dimensions)
+    own = [text for text in fixed if text.lstrip("+").partition("=")[0].split(".")[0] != "search"]
+    user_conf = conf_folders.user_conf(options.config_dir)
+    plan = Plan(own, dimensions, search, user_conf)
+    plan = replace(plan, space=[_typed(dimension, plan, options) for dimension in dimensions])
+    _check_trials(plan, options)
+    return plan, config_of(own, plan, options, "")
+
+
+def config_of(texts: Sequence[str], plan: Plan, options: Options, name: str) -> RunConfig:
+    """The config of these overrides. Raises: DlrunError if it is not legal."""
+    values = compose(texts, config_dir=plan.config_dir).values
+    config = making.resolved(convert.to_config(values, options.registry), options.runs)
+    return replace(config, name=f"{config.name} {name}".strip()) if name else config
+
+
+def _typed(dimension: Dimension, plan: Plan, options: Options) -> Dimension:
+    """An interval between whole numbers is one of whole numbers where the setting takes no others."""
+    if dimension.kind != "float" or not (dimension.low.is_integer() and dimension.high.is_integer()):
+        return dimension
+    when = [f"{dimension.when[0]}={dimension.when[1]}"] if dimension.when else []
+    try:
+        config_of([*plan.fixed, *when, dimension.override(dimension.low + 0.5)], plan, options, "")
+    except DlrunError:
+        return replace(dimension, kind="int", low=int(dimension.low), high=int(dimension.high))
+    return dimension
+
+
+def _check_trials(plan: Plan, options: Options) -> None:
+    """Compose one trial for every choice of a group, and one for every end of the others. Raises: DlrunError."""
+    always = [dimension for dimension in plan.space if dimension.when is None]
+    groups = [dimension for dimension in always if dimension.key in GROUPS]
+    for dimension in plan.space:
+        if dimension.when and not any(d.key == dimension.when[0] and dimension.when[1] in d.choices for d in groups):
+            group, choice = dimension.when
+            raise DlrunError(
+                f"search.space.when: {group}={choice} is not among the values of {group}",
+                f"let {group} vary: {group}={choice},…",
+            )
+    first = {dimension.key: dimension.first for dimension in always}
+    for group in groups:
+        for choice in group.choices:
+            values = first | {group.key: choice}
+            values |= {d.key: d.first for d in plan.space if d.when == (group.key, choice)}
+            _try(values, plan, options)
+    for dimension in plan.space:
+        ends = dimension.choices if dimension.kind == "choice" else (dimension.low, dimension.high)
+        with_group = dict([dimension.when]) if dimension.when else {}
+        for value in ends if dimension.key not in GROUPS else ():
+            _try(first | with_group | {dimension.key: value}, plan, options)
+
+
+def _try(values: dict[str, Any], plan: Plan, options: Options) -> None:
+    try:
+        config_of([*plan.fixed, *space.overrides(plan.space, values)], plan, options, "")
+    except DlrunError as error:
+        chosen = " ".join(space.overrides(plan.space, values))
+        hint = error.hint
+        if any(name in GROUPS for name in values) and "unknown setting" in error.message:
+            hint = "a setting of one choice only goes under search.space.when"
+        raise DlrunError(f"{error.message} (in the trial {chosen})", hint, error.code) from error
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def overrides_of(child: runs.Run) -> list[str]:
+    """What makes a trial's config out of nothing: the sweep's fixed overrides and its own."""
+    parent = child.folder.parents[1] / child.record.parents[0] / "artifacts"
+    return [*runs.read_json(parent / _FILE)["fixed"], *runs.read_json(child.folder / "trial.json")["overrides"]]
+
+
+def experiment_of(best: runs.Run, plan: Plan, options: Options) -> str:
+    """The best trial's whole config as an experiment's file."""
+    config = check.read(best.folder, options.registry)
+    plain = convert.to_plain(config)
+    said = {text.partition("=")[0]: text.partition("=")[2] for text in overrides_of(best)}
+    defaults = []
+    for group in COMPONENT_GROUPS:
+        choice = said.get(group) or _choice_of(group, getattr(config, group).name, plan)
+        defaults.append({f"override /{group}": choice})
+    body = yaml.safe_dump({"defaults": defaults, **plain}, sort_keys=False, allow_unicode=True)
+    return (
+        "# @package _global_\n"
+        f"# The best trial of sweep {best.record.parents[0][:8]}: {best.record.reason or 'complete'}.\n"
+        f"# command:  dlrun train experiment=NAME   (this file as conf/experiment/NAME.yaml)\n{body}"
+    )
+
+
+def _choice_of(group: str, component: str, plan: Plan) -> str:
+    """A choice of the group that names this component: the one of the same name, else the first."""
+    fits = []
+    for choice in conf_folders.choices(group, plan.config_dir):
+        path = conf_folders.file_of(group, choice, plan.config_dir)
+        if path is not None and conf_folders.component_name(path) == component:
+            fits.append(choice)
+    return component if component in fits or not fits else fits[0]

@@ -1,0 +1,226 @@
+"""A sweep's study: what was tried, what came of it, what to try next. Optuna's ask and tell, nothing of its loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from dlrun.config.schema import SearchConfig
+from dlrun.config.space import Dimension
+from dlrun.contracts import Goal
+from dlrun.errors import DlrunError, Exit
+from dlrun.registry import Registry
+
+_LOST = "lost"  # user attribute: the trial's sweep was killed before its run was made; it does not count
+COUNTS = ("parameters", "seconds", "energy_joules")  # objectives that a result has beside its metrics
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is to be bettered: a metric of the validation split, or one of COUNTS."""
+
+    name: str
+    mode: str
+
+    @property
+    def goal(self) -> Goal:
+        """As a sampler takes it."""
+        return Goal(self.name, self.mode)  # type: ignore[arg-type]
+
+    def value(self, result: Mapping[str, Any]) -> float | None:
+        """Of a run's result.json; None if it has none."""
+        if self.name == "energy_joules":
+            return (result.get("energy") or {}).get("joules")
+        return result.get(self.name) if self.name in COUNTS else result.get("metrics", {}).get(f"valid/{self.name}")
+
+
+def objectives(given: Sequence[str]) -> list[Objective]:
+    """ "metric:max" to an objective. Raises: DlrunError."""
+    made = []
+    for text in given:
+        name, _, mode = str(text).partition(":")
+        name = name.strip().removeprefix("valid/")
+        if name.startswith("test/"):
+            raise DlrunError(f"search.objectives: {name}: the test split must not choose", "name it without test/")
+        if mode.strip() not in ("max", "min") or not name:
+            raise DlrunError(f"search.objectives: '{text}' is not metric:max or metric:min", "e.g. accuracy:max")
+        made.append(Objective(name, mode.strip()))
+    if len({objective.name for objective in made}) < len(made):
+        raise DlrunError(f"search.objectives: one is named twice: {', '.join(map(str, given))}")
+    return made
+
+
+class Study:
+    """One sweep's trials in their storage, which outlives every process."""
+
+    def __init__(
+        self,
+        name: str,
+        storage: str | Path,
+        search: SearchConfig,
+        space: Sequence[Dimension],
+        chased: Sequence[Objective],
+        registry: Registry,
+    ) -> None:
+        self.search, self.space, self.chased = search, list(space), list(chased)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        opened = _opened(storage)
+        known = name in [summary for summary in _names(opened, storage)]
+        begun = len(optuna.load_study(study_name=name, storage=opened).trials) if known else 0
+        # A sampler begun anew draws the same again: those of a resumed sweep begin elsewhere.
+        seed = (search.seed + 1_000_003 * begun) % 2**32
+        with _quiet():
+            sampler = registry.load("search", search.name).build(
+                self.space, [objective.goal for objective in chased], seed, **search.options
+            )
+            pruner = registry_pruner(search, chased)
+            self.study = optuna.create_study(
+                study_name=name, storage=opened, sampler=sampler, pruner=pruner, load_if_exists=True,
+                directions=["maximize" if objective.mode == "max" else "minimize" for objective in chased],
+            )  # fmt: skip
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Those that count, in order of their numbers."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get(_LOST)]
+
+    @property
+    def budget(self) -> int:
+        """Trials in all; a grid has no more than its points."""
+        sizes = [dimension.size for dimension in self.space]
+        grids = getattr(self.study.sampler, "_all_grids", None)
+        return min(self.search.trials, len(grids)) if grids is not None and sizes else self.search.trials
+
+    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        """A new trial and its value for each setting it has; conditional ones after what they hang on."""
+        with _quiet():
+            trial = self.study.ask()
+            values: dict[str, Any] = {}
+            for dimension in sorted(self.space, key=lambda dimension: dimension.when is not None):
+                if dimension.when is None or values.get(dimension.when[0]) == dimension.when[1]:
+                    values[dimension.key] = trial._suggest(dimension.key, distribution(dimension))
+        return trial, values
+
+    def again(self, frozen: FrozenTrial) -> optuna.Trial:
+        """A handle on a trial that an earlier process asked for."""
+        return optuna.Trial(self.study, frozen._trial_id)
+
+    def bind(self, trial: optuna.Trial, run_id: str) -> None:
+        """Note a trial's run before it begins."""
+        trial.set_user_attr("run", run_id)
+
+    def prune(self, trial: optuna.Trial, step: int, values: Mapping[str, float]) -> bool:
+        """Report an evaluation, and hear whether the trial is worth going on with.
+
+        Raises: DlrunError if the task reports no such metric.
+        """
+        for objective in self.chased:
+            if objective.name not in COUNTS and f"valid/{objective.name}" not in values:
+                there = ", ".join(name.removeprefix("valid/") for name in values) or "nothing: there is no valid split"
+                raise DlrunError(
+                    f"search.objectives: the task does not report '{objective.name}'; it reports {there}",
+                    f"or one of {', '.join(COUNTS)}",
+                )
+        if len(self.chased) > 1 or self.chased[0].name in COUNTS:
+            return False  # no pruner compares several objectives, or a count that is known from the start
+        nth = len(self.study._storage.get_trial(trial._trial_id).intermediate_values)
+        trial.report(values[f"valid/{self.chased[0].name}"], nth)
+        with _quiet():
+            return bool(trial.should_prune())  # numpy says so in its own type
+
+    def told(self, trial: optuna.Trial, result: Mapping[str, Any] | None, reason: str, pruned: bool) -> None:
+        """What became of a trial. result: None for one that failed."""
+        values = [objective.value(result) for objective in self.chased] if result else []
+        trial.set_user_attr("reason", reason)
+        with _quiet():
+            if not values or any(value is None or value != value for value in values):
+                self.study.tell(trial, state=TrialState.FAIL)
+            elif pruned and len(values) == 1:
+                trial.set_user_attr("value", values[0])
+                self.study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial, values)  # type: ignore[arg-type]
+
+    def lose(self, frozen: FrozenTrial) -> None:
+        """A trial whose sweep was killed before its run was made: it does not count."""
+        trial = self.again(frozen)
+        trial.set_user_attr(_LOST, True)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def ranked(self) -> list[FrozenTrial]:
+        """Complete trials, the best first; with several objectives those that none beats come first."""
+        done = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        sign = -1.0 if self.chased[0].mode == "max" else 1.0
+        if len(self.chased) == 1:
+            return sorted(done, key=lambda trial: sign * (trial.value or 0.0))
+        front = {trial.number for trial in self.study.best_trials}
+        return sorted(done, key=lambda trial: (trial.number not in front, sign * trial.values[0]))
+
+    def failed(self) -> list[FrozenTrial]:
+        """Trials that failed."""
+        return [trial for trial in self.trials if trial.state is TrialState.FAIL]
+
+
+def registry_pruner(search: SearchConfig, chased: Sequence[Objective]) -> optuna.pruners.BasePruner:
+    """The pruner of a sweep; none for several objectives, which no pruner compares."""
+    from dlrun.search import _pruners
+
+    return _pruners.pruner("none" if len(chased) > 1 else search.pruner, search.pruner_options)
+
+
+def distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    """As Optuna knows a dimension."""
+    if dimension.kind == "choice":
+        return CategoricalDistribution(dimension.choices)
+    if dimension.kind == "int":
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=dimension.step or 1)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _opened(storage: str | Path) -> optuna.storages.BaseStorage:
+    """The storage behind a file or an address. Raises: DlrunError if it cannot be reached."""
+    if isinstance(storage, Path):
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        return JournalStorage(JournalFileBackend(str(storage)))
+    try:
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        raise DlrunError(
+            f"search.storage: the driver of this database is missing ({error})", 'pip install "dlrun[postgres]"'
+        ) from error
+    except Exception as error:
+        raise DlrunError(
+            f"search.storage: cannot be reached: {_sentence(error)}",
+            "e.g. search.storage=postgresql+psycopg://USER@HOST/NAME",
+            Exit.TRACKING,
+        ) from error
+
+
+def _names(storage: optuna.storages.BaseStorage, where: str | Path) -> list[str]:
+    try:
+        return optuna.get_all_study_names(storage)
+    except Exception as error:
+        raise DlrunError(f"{where}: the study cannot be read: {_sentence(error)}", code=Exit.DATA) from error
+
+
+def _sentence(error: BaseException) -> str:
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna warns of what it calls experimental; a user of dlrun can do nothing about that."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,91 @@
+"""The space a sweep searches: one dimension a setting, read from Hydra's own grammar, kept as plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dlrun.errors import DlrunError
+
+# What a trial is, not what it may try: two trials that differ here could not be compared.
+_FIXED = ("search", "tracking", "name", "hydra", "experiment")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting that varies.
+
+    key: as an override names it.   kind: choice, or a number between low and high (both may be drawn).
+    choices: the values as override texts.   step: of whole numbers, or None.   log: drawn evenly on a log scale.
+    when: (group, choice): the dimension exists only where this was chosen; None: always.
+    """
+
+    key: str
+    kind: Literal["choice", "int", "float"]
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: int | None = None
+    log: bool = False
+    when: tuple[str, str] | None = None
+
+    def override(self, value: Any) -> str:
+        """The override that sets this value."""
+        return f"{self.key}={int(value) if self.kind == 'int' else value}"
+
+    @property
+    def first(self) -> Any:
+        """A value of the dimension, to try a config with."""
+        return self.choices[0] if self.kind == "choice" else self.low
+
+    @property
+    def size(self) -> int | None:
+        """How many values it has; None: infinitely many."""
+        if self.kind == "choice":
+            return len(self.choices)
+        return int(self.high - self.low) // (self.step or 1) + 1 if self.kind == "int" else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` turns back."""
+        return asdict(self) | {"choices": list(self.choices), "when": list(self.when) if self.when else None}
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Dimension:
+        """The inverse of `to_json`."""
+        when = tuple(stored["when"]) if stored["when"] else None
+        return Dimension(**{**stored, "choices": tuple(stored["choices"]), "when": when})  # type: ignore[arg-type]
+
+
+def overrides(dimensions: Sequence[Dimension], values: Mapping[str, Any]) -> list[str]:
+    """The overrides of one trial; group choices first, as their options are set after them."""
+    mine = [dimension.override(values[dimension.key]) for dimension in dimensions if dimension.key in values]
+    return sorted(mine, key=lambda text: "." in text.partition("=")[0])
+
+
+def check(dimensions: Sequence[Dimension]) -> None:
+    """Raises: DlrunError for a dimension that cannot be searched, whatever the config."""
+    if not dimensions:
+        raise DlrunError(
+            "there is nothing to search: every setting has one value",
+            "give one several: 'optimizer.lr=tag(log, interval(1e-4,1e-1))' or model=cnn,resnet20",
+        )
+    seen: set[tuple[str, tuple[str, str] | None]] = set()
+    for dimension in dimensions:
+        if dimension.key.split(".")[0] in _FIXED:
+            raise DlrunError(f"{dimension.key}: cannot be searched: it is the same for all trials")
+        if (dimension.key, dimension.when) in seen:
+            raise DlrunError(f"{dimension.key}: has two spaces", "give it one")
+        seen.add((dimension.key, dimension.when))
+        _check_values(dimension)
+
+
+def _check_values(dimension: Dimension) -> None:
+    shown = f"interval({dimension.low:g},{dimension.high:g})"
+    if dimension.kind == "choice":
+        if len(set(dimension.choices)) < len(dimension.choices) or not dimension.choices:
+            raise DlrunError(f"{dimension.key}: the same value twice: {', '.join(dimension.choices)}")
+    elif not dimension.low < dimension.high:
+        raise DlrunError(f"{dimension.key}: {shown} does not begin below its end")
+    elif dimension.log and dimension.low <= 0:
+        raise DlrunError(f"{dimension.key}: {shown} cannot be drawn on a log scale", "begin above 0, or leave out log")

@@ -1,0 +1,152 @@
+"""A worker of a sweep: a process that trains one run folder after another, torch and the decoded data kept warm.
+
+Spoken in JSON lines. From the sweep, on standard input: {"look": FOLDER} asks for a config's goal; {"run": FOLDER}
+trains a run; {"prune": true|false} answers. To the sweep, on standard output: {"event": "ready"}; "goal"; "step" and
+"note" as they come; "evaluated", after which the worker waits for the answer; "ended" with how it ended, or "failed"
+with the code and message of the error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from dlrun import build, launch, runs
+from dlrun.config import check
+from dlrun.errors import DlrunError, Exit
+from dlrun.registry import Registry
+
+_STEP_SECONDS = 0.5  # between two words on progress
+
+
+class Line:
+    """The line to the sweep."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)  # what libraries print goes to the log, never between our words
+
+    def say(self, **event: Any) -> None:
+        """Send one event."""
+        self._out.write(json.dumps(event) + "\n")
+
+    def hear(self) -> dict[str, Any]:
+        """The next order. Ends the process where nobody is there any more."""
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(int(Exit.TERMINATED))
+        return json.loads(line)
+
+
+class TrialReporter:
+    """Tells the sweep how a trial goes, and asks it after every evaluation whether to go on."""
+
+    def __init__(self, line: Line, folder: Path) -> None:
+        self.line, self.folder, self.prune = line, folder, False
+        self._said = 0.0
+
+    def begin(self, plan: Any, step: int) -> None: ...
+
+    def begin_counts(self, total: int | None, seconds: float | None, step: int) -> None: ...
+
+    def step(self, step: int, values: dict[str, float] | None, fraction: float) -> None:
+        """Now and then."""
+        if time.monotonic() - self._said > _STEP_SECONDS:
+            self._said = time.monotonic()
+            self.line.say(event="step", step=step, fraction=fraction)
+
+    def evaluated(self, step: int, values: dict[str, float], best: bool) -> None:
+        """Wait for the verdict; the ranks of another process read it from a file."""
+        self.line.say(event="evaluated", step=step, values=values)
+        self.prune = bool(self.line.hear().get("prune"))
+        if self.prune:
+            runs.write_json(self.folder / "pruned.json", {"step": step})
+        else:
+            (self.folder / "pruned.json").unlink(missing_ok=True)
+        verdicts = self.folder / "verdicts"
+        if verdicts.is_dir():
+            runs.write_json(verdicts / f"{step}.json", {"prune": self.prune})
+
+    def note(self, text: str) -> None:
+        """Pass a sentence on."""
+        self.line.say(event="note", text=text)
+
+    def end(self) -> None: ...
+
+
+def main() -> None:
+    """The process a sweep starts."""
+    parser = argparse.ArgumentParser(prog="python -m dlrun.trials")
+    parser.add_argument("--components", type=Path)
+    parser.add_argument("--cores", help="of this worker, e.g. 0,1; all unless set")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's; it tells its workers
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG: never outlive the sweep
+    if arguments.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+    line, registry, datasets = Line(), Registry(arguments.components), build.Datasets()
+    import torch  # noqa: F401 - warm before the first trial
+
+    line.say(event="ready")
+    while order := line.hear():
+        if "look" in order:
+            _look(Path(order["look"]), registry, datasets, line)
+        else:
+            _train(Path(order["run"]), registry, datasets, line)
+        gc.collect()
+        _free_devices()
+
+
+def _look(folder: Path, registry: Registry, datasets: build.Datasets, line: Line) -> None:
+    """What the config of a folder chases; its data stays here, for the trials."""
+    try:
+        config = check.read(folder, registry)
+        data = datasets.get(config.data, registry, build.RunTools(config.seed, folder.parents[1], registry))
+        goal = build.task(config.task, registry, data.spec).goal
+        line.say(event="goal", name=goal.metric, mode=goal.mode)
+    except DlrunError as error:
+        line.say(event="failed", code=int(error.code), message=error.message, hint=error.hint)
+
+
+def _train(folder: Path, registry: Registry, datasets: build.Datasets, line: Line) -> None:
+    reporter = TrialReporter(line, folder)
+    try:
+        with runs.hold(folder):
+            config = check.read(folder, registry)
+            if config.hardware.processes > 1:
+                (folder / "verdicts").mkdir(exist_ok=True)
+                ended = launch.execute(runs.load(folder), config, registry, reporter)
+            else:
+                from dlrun import worker
+
+                ended = worker.train(
+                    folder, registry, reporter, datasets=datasets, stop=lambda _step, _values: reporter.prune
+                )
+        line.say(event="ended", ended="pruned" if reporter.prune and ended == "early stop" else ended)
+    except DlrunError as error:
+        line.say(event="failed", code=int(error.code), message=error.message, hint=error.hint)
+    except Exception as error:
+        traceback.print_exc()
+        line.say(event="failed", code=int(Exit.BUG), message=f"{type(error).__name__}: {error}", hint="")
+
+
+def _free_devices() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

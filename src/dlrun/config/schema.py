@@ -233,7 +233,7 @@ class SearchConfig:
     pruner: when a trial is stopped early: below the median of the others, by successive halving (asha) or hyperband
     pruner_options: settings of Optuna's pruner of that name, e.g. {n_startup_trials: 10}
     objectives: metrics to be bettered, as "metric:max" or "metric:min"; the task's goal unless set. parameters,
-        seconds, latency_seconds and energy_joules count as metrics
+        seconds and energy_joules count as metrics
     seed: of the search
     storage: of the study; a file in the sweep's folder unless set, postgresql://… where machines share one
     space: setting -> its values in Hydra's grammar; the command line's come before it. `when` holds those that

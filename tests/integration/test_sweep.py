@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "sweep",
     "model=logistic",
@@ -163,7 +165,6 @@ def check_whole(runs: Path, trials: int) -> None:
     assert all(record["status"] == "FINISHED" for record in begun)
 
 
-@pytest.mark.slow
 def test_the_parent_killed_again_and_again_loses_and_repeats_no_trial(tmp_path):
     runs, trials = tmp_path / "runs", 4
     process = started(runs, *LONGER, "optimizer.lr=0.001,0.002,0.003,0.004", f"search.trials={trials}", "search=grid")
@@ -178,7 +179,6 @@ def test_the_parent_killed_again_and_again_loses_and_repeats_no_trial(tmp_path):
     check_whole(runs, trials)
 
 
-@pytest.mark.slow
 def test_a_worker_killed_is_replaced_and_its_trial_goes_on(tmp_path):
     runs = tmp_path / "runs"
     process = started(runs, *LONGER, "optimizer.lr=0.001,0.002", "search.trials=2", "search=grid", "search.keep=2")
@@ -193,7 +193,6 @@ def test_a_worker_killed_is_replaced_and_its_trial_goes_on(tmp_path):
     assert len(resumed) == 1
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_the_trials_and_names_the_command_that_goes_on(tmp_path):
     runs = tmp_path / "runs"
     process = subprocess.Popen(

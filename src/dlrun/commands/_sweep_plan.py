@@ -68,11 +68,19 @@ def planned(given: Sequence[str], options: Options) -> tuple[Plan, RunConfig]:
     dimensions += [dimension for dimension in further if dimension.key not in named]
     space.check(dimensions)
     own = [text for text in fixed if text.lstrip("+").partition("=")[0].split(".")[0] != "search"]
+    _check_search(search)
     user_conf = conf_folders.user_conf(options.config_dir)
     plan = Plan(own, dimensions, search, user_conf)
     plan = replace(plan, space=[_typed(dimension, plan, options) for dimension in dimensions])
     _check_trials(plan, options)
     return plan, config_of(own, plan, options, "")
+
+
+def _check_search(search: SearchConfig) -> None:
+    """What can be said of a search before anything is built. Raises: DlrunError."""
+    from dlrun.commands._sweep_study import objectives, pruner_of
+
+    pruner_of(search, objectives(search.objectives))
 
 
 def config_of(texts: Sequence[str], plan: Plan, options: Options, name: str) -> RunConfig:

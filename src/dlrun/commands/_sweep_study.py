@@ -80,7 +80,7 @@ class Study:
             sampler = registry.load("search", search.name).build(
                 self.space, [objective.goal for objective in chased], seed, **search.options
             )
-            pruner = registry_pruner(search, chased)
+            pruner = pruner_of(search, chased)
             self.study = optuna.create_study(
                 study_name=name, storage=opened, sampler=sampler, pruner=pruner, load_if_exists=True,
                 directions=["maximize" if objective.mode == "max" else "minimize" for objective in chased],
@@ -168,7 +168,7 @@ class Study:
         return [trial for trial in self.trials if trial.state is TrialState.FAIL]
 
 
-def registry_pruner(search: SearchConfig, chased: Sequence[Objective]) -> optuna.pruners.BasePruner:
+def pruner_of(search: SearchConfig, chased: Sequence[Objective]) -> optuna.pruners.BasePruner:
     """The pruner of a sweep; none for several objectives, which no pruner compares."""
     from dlrun.search import _pruners
 

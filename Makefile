@@ -1,6 +1,7 @@
 # One environment, made when it is first needed. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.dlrun-installed
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -10,14 +11,14 @@ export MLFLOW_DISABLE_TELEMETRY := true
 train: $(STAMP) ## train the embedded default and show how it went
 	$(BIN)/dlrun train
 
-test: $(STAMP) ## the fast tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## the fast tests, in JOBS processes
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(STAMP) ## what every commit must pass
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,8 @@ import pytest
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("COLUMNS", "160")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes that take every core each slow one another down
+    os.environ["OMP_NUM_THREADS"] = "1"
 for name in ("DLRUN_RUNS", "DLRUN_COMPONENTS", "MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE"):
     os.environ.pop(name, None)
 

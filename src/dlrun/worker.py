@@ -152,13 +152,17 @@ class Sitting:
             if best:
                 checkpoint.point(self.run.checkpoints, "best", step)
             checkpoint.prune(self.run.checkpoints, self.config.train.keep)
+            self._save_failed = False
         except DlrunError as error:
             self.engine.last_saved = -1
             if self._ending:
                 raise
-            self.reporter.note(f"warning: {error.message}; training goes on with the checkpoint before it")
+            if not self._save_failed:  # said once, not at each try on a disk that stays full
+                self.reporter.note(f"warning: {error.message}; training goes on with the checkpoint before it")
+            self._save_failed = True
 
     _ending = False
+    _save_failed = False
 
     def run_to_end(self, sample_system: Sampler | None) -> Ended:
         """Fit, then save, evaluate and write the result."""

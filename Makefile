@@ -37,7 +37,8 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m "gpu or multigpu"
 
 soak: $(STAMP) ## kill and resume for a long time
-	$(BIN)/python -m pytest -m slow tests/integration/test_kill_resume.py --soak
+	$(BIN)/python -m pytest -m slow tests/integration/test_kill_resume.py tests/integration/test_sweep.py \
+	  -k "kill" --soak
 
 scores: $(STAMP) ## whole experiments: make scores NAME="fashion_mnist_cnn transfer_digits"
 	$(BIN)/python benchmarks/scores.py $(NAME)

@@ -15,6 +15,7 @@ from dlrun.contracts import Dataset, Pretrained, Task, Transferred
 from dlrun.registry import Registry
 from dlrun.training import features
 from dlrun.training.batches import Feed, placer
+from dlrun.training.bootstrap import resampled
 from dlrun.training.distributed import World
 from dlrun.training.loop import Plan, Reporter
 from dlrun.training.precision import Precision
@@ -68,7 +69,7 @@ def assemble(
         network, grouped.optimizer, precision, averaged(network, config.train.ema), own, Progress(), world
     )
     parts.feed = Feed(
-        data.split("train"),
+        resampled(data.split("train"), config.data.bootstrap),
         data.inputs,
         build.augmentation(config.data, registry, data.spec),
         config.data.batch_size,
@@ -116,7 +117,7 @@ def _train_on_features(parts: Parts, config: RunConfig, registry: Registry) -> N
     split = features.extract(
         parts.state.model,
         head,
-        data.split("train"),
+        parts.feed.split,
         data.inputs,
         data.spec.inputs,
         batch_size=2 * config.data.batch_size,

@@ -7,14 +7,25 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlrun import runs
-from dlrun.config import check, schema
+from dlrun.config import check, convert, schema
 from dlrun.config.durations import Duration
-from dlrun.contracts import Augmentation, Dataset, DataSpec, Inputs, Pretrained, Task, Transferred, Weights
+from dlrun.contracts import (
+    Augmentation,
+    Compressor,
+    Dataset,
+    DataSpec,
+    Inputs,
+    Pretrained,
+    Task,
+    Transferred,
+    Weights,
+)
 from dlrun.errors import DlrunError
 from dlrun.registry import Registry
 from dlrun.training import checkpoint
@@ -43,6 +54,11 @@ class RunTools:
         if folder is None:
             raise runs.without_weights(run)
         tensors = checkpoint.read_tensors(folder, "weights")
+        if any(tensor.dtype in (torch.int8, torch.uint8) for tensor in tensors.values()):
+            raise DlrunError(
+                f"run {run.short_id} does not keep its weights as floats: nothing can be trained from them",
+                f"start from a run before it: dlrun lineage {run.short_id}",
+            )
         labels = tuple(runs.read_json(run.folder / "spec.json")["labels"])
         if _adds_modules(check.read_plain(run.folder)["transfer"]["name"], self.registry):
             config, spec = check.read(run.folder, self.registry), DataSpec.load(run.folder)
@@ -131,6 +147,35 @@ def trained(
     network = transfer.reshape(network, **config.transfer.options)
     checkpoint.load_model(network, tensors, where)
     return transfer.merged(network)
+
+
+def compressed(
+    config: schema.RunConfig,
+    registry: Registry,
+    spec: DataSpec,
+    plan: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    where: str,
+) -> nn.Module:
+    """The model of a compressed run: its architecture, reshaped by the steps of plan.json, then the weights.
+
+    A step whose plan names a model (a student) begins anew from the config's.
+    Raises: DlrunError for a plan that is not one of ours, or does not fit the weights.
+    """
+    steps = plan["steps"]
+    first = 1 + max((index for index, step in enumerate(steps) if "model" in step["plan"]), default=-1)
+    network = model(config.model, registry, spec, config.seed)
+    for step in steps[first:]:
+        given = {step["name"]: {"name": step["method"], **step["options"]}}
+        method = convert.to_stack("compression", given, registry)[step["name"]]
+        network = compressor(method, registry, spec).reshape(network, step["plan"], None)
+    checkpoint.load_model(network, tensors, where)
+    return network
+
+
+def compressor(config: schema.CompressionConfig, registry: Registry, spec: DataSpec) -> Compressor:
+    """The method of one step of a compression."""
+    return registry.load("compression", config.name).build(spec, **config.options)
 
 
 def _adds_modules(name: str, registry: Registry) -> bool:

@@ -158,6 +158,9 @@ def sweep(
     resume: Annotated[
         str | None, typer.Option(metavar="SWEEP", help="Go on with this sweep.", autocompletion=complete_runs)
     ] = None,
+    join: Annotated[
+        str | None, typer.Option(metavar="SWEEP", help="Train trials of a sweep that another machine began.")
+    ] = None,
     require_tracking: Annotated[
         bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
     ] = False,
@@ -170,11 +173,42 @@ def sweep(
     from dlrun.commands import sweep as verb
 
     options = _options(runs, components, config_dir, as_json, require_tracking)
+    if resume is not None and join is not None:
+        raise DlrunError("--resume and --join are two ways to go on; choose one", "--join is for another machine")
+    if join is not None:
+        raise typer.Exit(verb.join(join, overrides or [], options, workers=workers))
     if resume is not None:
         if overrides:
             raise DlrunError("--resume goes on with a sweep as it is, without overrides", "dlrun sweep --resume SWEEP")
         raise typer.Exit(verb.resume(resume, options, workers=workers))
     raise typer.Exit(verb.sweep(overrides or [], options, workers=workers))
+
+
+@app.command()
+def ensemble(
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN…|SWEEP] [OVERRIDES]…",
+            help="Runs, RUN@STEP, the parent of --seeds or a sweep; ensemble=greedy …; see: dlrun list ensemble",
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, metavar="K", help="Of a sweep, the best so many.")] = None,
+    device: Device = None,
+    require_tracking: Annotated[
+        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
+    ] = False,
+    as_json: AsJson = False,
+    runs: RunsFolder = None,
+    components: Components = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Make one better run of several: dlrun ensemble RUN RUN RUN ensemble=greedy."""
+    from dlrun.commands.ensemble import ensemble as verb
+
+    options = _options(runs, components, config_dir, as_json, require_tracking)
+    raise typer.Exit(verb(given or [], options, top=top, device=device))
 
 
 @app.command()
@@ -252,6 +286,53 @@ def chat(
 
     generation = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     raise typer.Exit(verb(run, _options(runs, components), system=system, device=device, generation=generation))
+
+
+@app.command()
+def compress(
+    run: RunName,
+    overrides: Overrides = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(metavar="DROP", help="Find the strongest setting that costs at most this: 0.01, or relative 1%."),
+    ] = None,
+    device: Device = None,
+    require_tracking: Annotated[
+        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
+    ] = False,
+    as_json: AsJson = False,
+    runs: RunsFolder = None,
+    components: Components = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Make a run smaller and faster, and prove it: dlrun compress RUN compression=[prune_channels,quantize_static]"""
+    from dlrun.commands.compress import compress as verb
+
+    options = _options(runs, components, config_dir, as_json, require_tracking)
+    raise typer.Exit(verb(run, overrides or [], options, max_drop=max_drop, device=device))
+
+
+@app.command()
+def export(
+    run: RunName,
+    format: Annotated[
+        Literal["onnx", "torch", "safetensors", "transformers", "mlflow"], typer.Option(help="What others read.")
+    ] = "onnx",
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder (NAME-FORMAT).")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask the file for all of validation; exit 7 if it differs.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    license: Annotated[str, typer.Option(metavar="NAME", help="For the model card, e.g. apache-2.0.")] = "unknown",
+    as_json: AsJson = False,
+    runs: RunsFolder = None,
+    components: Components = None,
+) -> None:
+    """A run's model as a file for others, with a model card: dlrun export latest --format onnx --check"""
+    from dlrun.commands.export import export as verb
+
+    options = _options(runs, components, as_json=as_json)
+    raise typer.Exit(verb(run, options, format=format, output=output, check=check, force=force, license=license))
 
 
 @app.command("runs")

@@ -28,6 +28,14 @@ from dlrun.runs import read_json, write_atomically, write_json
 #   num_targets int64 [B], how many of an example's targets count; stays on the CPU, so that nobody waits to count
 #   source      int64 [B, S], what is to be translated or summed up, padded as tokens; source_lengths  int64 [B]
 #   reference   uint8 [B, L], the true text (`tokens.to_bytes`); several references of an example are one such text
+#   numbers     float32 [B, F], scaled; categories int64 [B, M], codes (0 unknown, 1 missing)
+#   audio       int16 [B, S], samples until `Inputs.prepare` makes frames of them; audio_lengths  int64 [B]
+#   spectrogram float32 [B, T, F], 0 after the example's last frame; frames  int64 [B]
+#   series      float32 [B, W, C], the latest rows of a series; future  float32 [B, H, T], what comes after them
+#   user        int64 [B], item  int64 [B], ids from 1; 0 is nobody, and nothing
+#   history     int64 [B, T], items a user had, the latest at the right, 0 in front of the first
+#   candidates  int64 [B, C], items to be ranked, the true one first where it is known
+#   seen        int64 [B, S], items not to be recommended any more, 0 after the last
 Batch = dict[str, Tensor]
 NO_TARGET = -100
 IGNORED = 255  # of a mask: neither trained on nor scored
@@ -96,7 +104,8 @@ class DataSpec:
         """Shape of one example of the only input. Raises DlrunError where there are several."""
         if len(self.inputs) != 1:
             raise DlrunError(
-                f"this model takes one input; the data set has {len(self.inputs)}: {', '.join(self.inputs)}"
+                f"this model takes one input; the data set has {len(self.inputs)}: {', '.join(self.inputs)}",
+                "choose a model for such data: dlrun list model",
             )
         return self.shapes[self.inputs[0]]
 
@@ -314,8 +323,11 @@ class WithFiles(Protocol):
         """File names and contents for these examples. batch: as `Inputs.encode` made it."""
         ...
 
-    def index(self, names: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
-        """One JSON document over all examples, and its file name (COCO results, say)."""
+    def index(self, names: Sequence[str], pictures: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
+        """A JSON document over these examples, and its file name (COCO results, say). pictures: the files as given.
+
+        Of the documents of several parts, lists of objects are joined; all else is the first's.
+        """
         ...
 
 
@@ -338,6 +350,24 @@ class Exportable(Protocol):
 
     def exportable(self) -> nn.Module:
         """A module from tensors to tensors, equal to the model."""
+        ...
+
+
+@runtime_checkable
+class Unfinished(Protocol):
+    """An exportable form that ends before the model does: where detections are chosen, say."""
+
+    def finish(self, said: Any, *inputs: Tensor) -> Any:
+        """The model's answer, from what this form said of the inputs. said: nested as `forward` gives it."""
+        ...
+
+
+@runtime_checkable
+class Publishable(Protocol):
+    """A model around one of a library that writes folders which it loads again (`save_pretrained`)."""
+
+    def published(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The library's model, and tensors of ours beside it (a head), by name."""
         ...
 
 
@@ -420,3 +450,119 @@ class Predictor(Protocol):
 
 
 MicroBatches = Iterator[list[Batch]]
+
+
+class Ensembler(Protocol):
+    """A method of `dlrun ensemble`. Members' Outputs hold the same ids in the same order. A plan is JSON."""
+
+    def fit(self, members: Sequence[Outputs], task: Task) -> dict[str, Any]:
+        """What is learned from the members' outputs of the validation split, which hold the truth.
+
+        members: empty where there is no such split. Raises: DlrunError for a method that needs one.
+        """
+        ...
+
+    def held_out(self, members: Sequence[Outputs], plan: Mapping[str, Any]) -> Outputs:
+        """What it says of those validation examples, each by a fit that did not see it, where that makes a
+        difference; else as `combine`."""
+        ...
+
+    def combine(self, members: Sequence[Outputs], plan: Mapping[str, Any]) -> Outputs:
+        """One for all. Needs no truth, and does not look at it."""
+        ...
+
+
+@runtime_checkable
+class MixesWeights(Protocol):
+    """A method whose members become one model."""
+
+    def mix(
+        self, members: Sequence[Mapping[str, Tensor]], score: Callable[[Mapping[str, Tensor]], float]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, and the plan. score: how good weights are on the validation split, the more the better."""
+        ...
+
+
+@runtime_checkable
+class OfCheckpoints(Protocol):
+    """A method whose members are the last so many checkpoints of one run, rather than several runs."""
+
+    checkpoints: int
+
+
+@runtime_checkable
+class TrainsMembers(Protocol):
+    """A method that trains its members: with these overrides, one list a training."""
+
+    def trainings(self, seed: int, duration: str) -> list[list[str]]:
+        """seed and duration: of the config that is varied."""
+        ...
+
+
+@runtime_checkable
+class DrawsDropout(Protocol):
+    """A method whose members are draws of one model, with its dropout left on."""
+
+    draws: int
+
+
+class CompressionTools(Protocol):
+    """What `dlrun compress` lends a method: the run's data, its training loop, its metrics, and a way to a teacher.
+
+    source: the id of the run that is compressed, for messages.
+    """
+
+    seed: int
+    spec: DataSpec
+    task: Task  # of the run that is compressed
+    device: torch.device
+    source: str
+    augments: bool  # whether training sees examples changed
+
+    def batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
+        """Prepared, not augmented, on the device, in an order the seed gives; limit: examples, all unless set."""
+        ...
+
+    def finetune(
+        self,
+        model: nn.Module,
+        duration: str,
+        *,
+        task: Task | None = None,
+        lr_scale: float = 0.1,
+        after_step: Callable[[int, int], None] | None = None,
+    ) -> nn.Module:
+        """Train with the loop, data, augmentation, optimizer and schedule of `train`; the model with its best weights.
+
+        duration: as train.duration.   task: another than the run's (distillation).   lr_scale: on the run's rate.
+        after_step: (step, total) after each update and before any evaluation; masks are put back there.
+        """
+        ...
+
+    def score(self, model: nn.Module, split: str = "valid") -> dict[str, float]:
+        """The task's metrics on a split, by name without the split's."""
+        ...
+
+    def predictor(self, reference: str) -> Predictor:
+        """A teacher: the predictor of a run or an ensemble."""
+        ...
+
+    def make_model(self, config: Mapping[str, Any]) -> nn.Module:
+        """A student with fresh weights, from what a `model` group holds."""
+        ...
+
+
+class Compressor(Protocol):
+    """A method of `dlrun compress`: one step of a stack.
+
+    A plan is JSON; where it has "report", that is shown and goes into the result. Raises DlrunError (exit 2) from
+    `compress`, before anything is trained, where the method cannot apply.
+    """
+
+    def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
+        """The smaller model and the plan that rebuilds its module tree."""
+        ...
+
+    def reshape(self, model: nn.Module, plan: Mapping[str, Any], tools: CompressionTools | None) -> nn.Module:
+        """The same module tree from the plan alone; weights are loaded into it afterwards."""
+        ...

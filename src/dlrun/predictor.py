@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,22 +149,28 @@ class TrainedModel:
 
 
 def load(
-    folder: Path, device: str | None = None, registry: Registry | None = None, config: RunConfig | None = None
+    folder: Path,
+    device: str | None = None,
+    registry: Registry | None = None,
+    config: RunConfig | None = None,
+    step: int | None = None,
 ) -> TrainedModel:
-    """The predictor of a run folder, with its best checkpoint.
+    """The predictor of a run folder, with its best checkpoint; of an ensemble, all its members.
 
-    config: the run's own unless a command changed some of it (other data, say).
+    config: the run's own unless a command changed some of it (other data, say).   step: of another checkpoint.
     Raises: DlrunError for a config that is not legal, a damaged checkpoint, a run without one.
     """
     registry = registry or Registry(_components(folder))
     run = runs.load(folder)
     config = config or check.read(folder, registry)
-    found, warnings = checkpoint.newest_valid(run.checkpoints, first="best")
-    if found is None:
-        raise runs.without_weights(run)
+    if run.record.verb == "ensemble" and not run.checkpoints.is_dir():
+        from dlrun import _predictor_ensemble
+
+        return _predictor_ensemble.load(run, device, registry, config)
+    found, warnings = _checkpoint(run, step)
     spec = DataSpec.load(folder)
     chosen = choose_device(device or config.hardware.device)
-    network = build.trained(config, registry, spec, checkpoint.read_tensors(found, "weights"), str(found))
+    network = _network(run, config, registry, spec, found)
     if config.hardware.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.to(chosen).eval()
@@ -179,6 +186,47 @@ def load(
         int(found.name),
         warnings,
     )
+
+
+def _network(run: runs.Run, config: RunConfig, registry: Registry, spec: DataSpec, found: Path) -> nn.Module:
+    """The model of a run with the weights of this checkpoint, in the shape that a compression gave it."""
+    tensors = checkpoint.read_tensors(found, "weights")
+    if run.record.verb != "compress":
+        return build.trained(config, registry, spec, tensors, str(found))
+    path = run.folder / "plan.json"
+    digest = checkpoint.read_state(found).get("plan")
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise DlrunError(f"{path}: is not the plan these weights were saved with", "restore the file", Exit.DATA)
+    return build.compressed(config, registry, spec, runs.read_json(path), tensors, str(found))
+
+
+def _checkpoint(run: runs.Run, step: int | None) -> tuple[Path, list[str]]:
+    """The best checkpoint and warnings of damaged ones, or that of a step."""
+    if step is None:
+        found, warnings = checkpoint.newest_valid(run.checkpoints, first="best")
+        if found is None:
+            raise runs.without_weights(run)
+        return found, warnings
+    path = run.checkpoints / f"{step:08d}"
+    if not path.is_dir():
+        known = ", ".join(str(number) for number in checkpoint.steps(run.checkpoints)) or "none"
+        raise DlrunError(f"run {run.short_id} has no checkpoint of step {step}; it has {known}")
+    if bad := checkpoint.damage(path):
+        raise DlrunError(f"checkpoint {path.name} is damaged: {path / bad}", code=Exit.DATA)
+    return path, []
+
+
+def weights_digest(folder: Path, step: int | None = None) -> bytes:
+    """What changes when a predictor's weights do: a checkpoint's manifest; of an ensemble, its plan and its members'.
+
+    Reads no weights but to verify them. Raises: DlrunError as `load`.
+    """
+    run = runs.load(folder)
+    if run.record.verb == "ensemble" and not run.checkpoints.is_dir():
+        from dlrun import _predictor_ensemble
+
+        return _predictor_ensemble.digest(run)
+    return (_checkpoint(run, step)[0] / checkpoint.MANIFEST).read_bytes()
 
 
 def _components(folder: Path) -> Path | None:

@@ -32,6 +32,8 @@ ROOMS = {  # kind -> folder, in the package and in a user's components folder
     "transfer": "transfer",
     "augment": "augment",
     "search": "search",
+    "compression": "compression",
+    "ensemble": "ensembles",
 }
 _PACKAGE = Path(__file__).parent
 _USER_PACKAGE = "dlrun_components"

@@ -52,10 +52,10 @@ def write_mlmodel(artifacts: Path, *, run_id: str) -> Path:
 
 def columns(spec: DataSpec) -> list[str]:
     """The columns of a request."""
-    if spec.assets.get("kind") in ("table", "text"):
+    if spec.assets.get("kind") in ("table", "text", "tabular", "ratings"):
         return [str(name) for name in spec.assets["columns"]]
-    if spec.assets.get("kind") == "image":
-        return [str(spec.assets.get("image_column", "image"))]
+    if (kind := spec.assets.get("kind")) in ("image", "audio"):
+        return [str(spec.assets.get(f"{kind}_column", kind))]
     return list(spec.inputs)
 
 
@@ -96,7 +96,9 @@ def safe_rows(spec: DataSpec, model_input: Any) -> list[Row]:
     Raises: DlrunError naming the row and the column that does not fit.
     """
     names = columns(spec)
-    read = {"table": _number, "text": _text}.get(spec.assets.get("kind", ""), _content)
+    read = {"table": _number, "text": _text, "tabular": _scalar, "ratings": _scalar}.get(
+        spec.assets.get("kind", ""), _content
+    )
     rows = []
     for index, given in enumerate(_records(model_input, names)):
         missing = [name for name in names if name not in given]
@@ -148,6 +150,14 @@ def _content(value: Any, where: str) -> Any:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise DlrunError(f"{where}: {value!r} is no text")
+    return value
+
+
+def _scalar(value: Any, where: str) -> Any:
+    """A number, a word, a truth value, or None."""
+    value = value.item() if hasattr(value, "item") else value
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise DlrunError(f"{where}: {value!r} is neither a number nor a word")
     return value
 
 

@@ -17,6 +17,8 @@ from tokenizers import decoders
 from torch import Tensor
 
 from dlrun import _tokens_training as training
+from dlrun._tokens_characters import CHARACTERS_FILE as CHARACTERS_FILE
+from dlrun._tokens_characters import Characters as Characters
 from dlrun._tokens_pretrained import find
 from dlrun.errors import DlrunError, Exit
 

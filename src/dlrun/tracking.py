@@ -44,6 +44,7 @@ __all__ = [
     "catch_up_all",
     "finish_run",
     "is_pending",
+    "lacks",
     "mlflow_run_id",
     "prepare_store",
     "set_environment",
@@ -132,6 +133,19 @@ def ask_store(runs: Path) -> tuple[Store, str]:
     except (Missing, Refused, Unreachable) as error:
         return store, str(error)
     return store, ""
+
+
+def lacks(runs: Path, uri: str | None, run_id: str) -> str:
+    """In one line why a store that several machines share does not have this run; "" if it has."""
+    store = locate(runs, uri)
+    if store.database is not None:
+        return f"{store.stored_uri} is a file of one machine"
+    try:
+        with sync.translated(), hurried():
+            connect(store, runs).get_run(run_id)
+    except (Missing, Refused, Unreachable) as error:
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def _create(store: Store, runs: Path, experiment: str, name: str, created_ms: int, own_id: str) -> tuple[str, str]:

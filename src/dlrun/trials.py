@@ -1,9 +1,9 @@
 """A worker of a sweep: a process that trains one run folder after another, torch and the decoded data kept warm.
 
-Spoken in JSON lines. From the sweep, on standard input: {"look": FOLDER} asks for a config's goal; {"run": FOLDER}
-trains a run; {"prune": true|false} answers. To the sweep, on standard output: {"event": "ready"}; "goal"; "step" and
-"note" as they come; "evaluated", after which the worker waits for the answer; "ended" with how it ended, or "failed"
-with the code and message of the error.
+Spoken in JSON lines, over pipes or, from a job of a cluster, over a socket. From the sweep: {"look": FOLDER} asks for a
+config's goal; {"run": FOLDER} trains a run; {"prune": true|false} answers. To the sweep: {"event": "ready"}; "goal";
+"step" and "note" as they come; "evaluated", after which the worker waits for the answer; "ended" with how it ended, or
+"failed" with the code and message of the error.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import ctypes
 import gc
 import json
 import os
+import queue
 import signal
+import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -30,22 +33,57 @@ _STEP_SECONDS = 0.5  # between two words on progress
 
 
 class Line:
-    """The line to the sweep."""
+    """The line to the sweep: our standard input and output, or a call to another machine.
 
-    def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "w", buffering=1)
-        os.dup2(2, 1)  # what libraries print goes to the log, never between our words
+    Orders are read by a thread, which ends the process where nobody is there any more, and passes {"stop": true} on as
+    the signal that a local worker would get.
+    """
+
+    def __init__(self, call: str | None = None, token: Path | None = None, name: str = "") -> None:
+        self._orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        if call is None:
+            self._out, self._in = os.fdopen(os.dup(1), "w"), sys.stdin
+            os.dup2(2, 1)  # what libraries print goes to the log, never between our words
+            return
+        host, _, port = call.rpartition(":")
+        connection = socket.create_connection((host, int(port)), timeout=60)
+        connection.settimeout(None)
+        self._in = connection.makefile("r", encoding="utf-8")
+        self._out = connection.makefile("w", encoding="utf-8")
+        assert token is not None
+        self._out.write(f"{token.read_text()} {name}\n")
+        self._out.flush()
+        threading.Thread(target=self._read, daemon=True, name="dlrun-orders").start()
+        self._remote = True
+
+    _remote = False
 
     def say(self, **event: Any) -> None:
         """Send one event."""
-        self._out.write(json.dumps(event) + "\n")
+        try:
+            self._out.write(json.dumps(event) + "\n")
+            self._out.flush()
+        except OSError:  # the sweep is gone
+            os._exit(int(Exit.TERMINATED))
 
     def hear(self) -> dict[str, Any]:
         """The next order. Ends the process where nobody is there any more."""
-        line = sys.stdin.readline()
+        return self._orders.get() if self._remote else self._next()
+
+    def _next(self) -> dict[str, Any]:
+        line = self._in.readline()
         if not line:
             os._exit(int(Exit.TERMINATED))
         return json.loads(line)
+
+    def _read(self) -> None:
+        """A job is not the sweep's child: nobody else tells it that the sweep is gone, or wants it to stop."""
+        while True:
+            order = self._next()
+            if order.get("stop"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                self._orders.put(order)
 
 
 class TrialReporter:
@@ -89,13 +127,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dlrun.trials")
     parser.add_argument("--components", type=Path)
     parser.add_argument("--cores", help="of this worker, e.g. 0,1; all unless set")
+    parser.add_argument("--call", metavar="HOST:PORT", help="of the sweep, where it is not our parent process")
+    parser.add_argument("--token", type=Path, help="file of what the sweep knows us by")
+    parser.add_argument("--as", dest="name", default="", help="who calls")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's; it tells its workers
-    with contextlib.suppress(OSError):
-        ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG: never outlive the sweep
+    if arguments.call is None:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG: never outlive the sweep
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-    line, registry, datasets = Line(), Registry(arguments.components), build.Datasets()
+    line = Line(arguments.call, arguments.token, arguments.name)
+    registry, datasets = Registry(arguments.components), build.Datasets()
     import torch  # noqa: F401 - warm before the first trial
 
     line.say(event="ready")

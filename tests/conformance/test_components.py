@@ -25,6 +25,8 @@ FACTS = {
     "transfer": ("model", "spec", "tools", "source"),
     "augment": ("spec",),
     "search": ("space", "goals", "seed"),
+    "ensemble": ("spec",),
+    "compression": ("spec",),
 }
 # What a choice cannot know, and a user has to say.
 NEEDED = {
@@ -143,9 +145,12 @@ def test_every_group_has_a_folder_and_every_folder_is_a_group():
 @each("group", "choice", [(group, name) for group in schema.VERBS for name in conf_folders.choices(group)])
 def test_a_choice_of_a_verb_composes_beside_the_run(group, choice):
     assert (CONF / group / f"{choice}.yaml").read_text().startswith("# ")
-    composed = compose([], verb=f"{group}={choice}")
+    composed = compose([f"{group}={choice}"], verb=group)
     assert group not in composed.values
-    assert convert.to_verb(group, composed.verb, REGISTRY).name == choice
+    if group in schema.STACKS:
+        assert [step.name for step in convert.to_stack(group, composed.verb, REGISTRY).values()] == [choice]
+    else:
+        assert convert.to_verb(group, composed.verb, REGISTRY).name == choice
 
 
 @each("group", "choice", CHOICES)

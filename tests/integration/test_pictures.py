@@ -29,7 +29,7 @@ class Marked(classification.ClassificationTask):
             yield f"{name}.png", pictures.png_bytes(pictures.to_pil(image_CHW))
             yield f"{name}.txt", row["label"].encode()
 
-    def index(self, names, outputs):
+    def index(self, names, pictures, outputs):
         rows = self.rows(outputs)
         return "labels.json", [[name, row["id"], row["label"]] for name, row in zip(names, rows, strict=True)]
 

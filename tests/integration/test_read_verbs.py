@@ -142,7 +142,7 @@ def test_predictions_are_kept_and_found_again(here, made, dlrun):
     assert "from predictions made before" not in said_first
     assert "270 examples of test from predictions made before" in said_again
     assert first == again
-    [path] = (folder_of(here, made.first) / "predictions").iterdir()
+    [path] = (folder_of(here, made.first) / "predictions").glob("*.safetensors")
     assert path.name.startswith("test-") and path.suffix == ".safetensors"
     fields = load_file(path)
     rows = rows_of_the_test_split(here, made.first)
@@ -153,7 +153,7 @@ def test_predictions_are_kept_and_found_again(here, made, dlrun):
 
 def test_a_damaged_file_of_predictions_is_made_anew(here, made, dlrun):
     _, before, _ = dlrun("evaluate", "first")
-    [path] = (folder_of(here, made.first) / "predictions").iterdir()
+    [path] = (folder_of(here, made.first) / "predictions").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     code, after, err = dlrun("evaluate", "first")
     assert (code, after) == (0, before)
@@ -165,7 +165,7 @@ def test_predictions_of_one_split_or_precision_are_not_those_of_another(here, ma
     for split in ("test", "valid"):
         dlrun("evaluate", "first", "--split", split)
     assert dlrun("evaluate", "first", "train.precision=bf16")[0] == 0
-    names = [path.stem for path in here.glob("*/artifacts/predictions/*")]
+    names = [path.stem for path in here.glob("*/artifacts/predictions/*.safetensors")]
     assert len({name.partition("-")[2] for name in names}) == 2 and len(names) == 3
 
 
@@ -192,7 +192,7 @@ def test_evaluating_other_data_makes_a_run_with_its_own_result(here, made, dlrun
     assert not (run.folder / "figures" / "learning_curve.png").exists()
     assert not (folder_of(here, made.first) / "predictions").exists()
     dlrun("evaluate", "first")
-    [path] = (folder_of(here, made.first) / "predictions").iterdir()
+    [path] = (folder_of(here, made.first) / "predictions").glob("*.safetensors")
     fields = load_file(path)
     chosen = torch.isin(fields["id"], torch.tensor([int(path.stem) for path in paths]))
     right = (fields["log_probabilities"].argmax(1) == fields["label"])[chosen].double().mean()
@@ -298,7 +298,7 @@ def plain(rows: list[dict]) -> list[tuple]:
 def test_predictions_of_pictures_equal_those_of_the_same_rows_of_the_data(here, made, dlrun):
     paths = write_pictures(here.parent / "photos", rows_of_the_test_split(here, made.first), 20)
     dlrun("evaluate", "first")
-    [stored] = (folder_of(here, made.first) / "predictions").iterdir()
+    [stored] = (folder_of(here, made.first) / "predictions").glob("*.safetensors")
     fields = load_file(stored)
     rows = {int(key): scores for key, scores in zip(fields["id"], fields["log_probabilities"].exp(), strict=True)}
     code, out, _ = dlrun("predict", "first", *map(str, paths), "--json")

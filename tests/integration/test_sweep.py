@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -193,6 +194,32 @@ def test_a_worker_killed_is_replaced_and_its_trial_goes_on(tmp_path):
     assert len(resumed) == 1
 
 
+def test_thirty_kills_of_parent_and_workers_lose_and_repeat_no_trial(tmp_path, request):
+    """`make soak`: half of the kills hit the sweep, half one of its two workers, at moments drawn by a seed."""
+    if not request.config.getoption("--soak"):
+        pytest.skip("only with --soak")
+    draw, kills, trials, runs = random.Random(0), 0, 12, tmp_path / "runs"
+    space = ("optimizer.lr=choice(" + ",".join(f"{i / 1000}" for i in range(1, trials + 1)) + ")", "search=grid")
+    long = (*LONGER, "train.duration=200 epochs", *space, f"search.trials={trials}", "--workers", "2")
+    process = started(runs, *long)
+    wait_until_one_trains(runs, process)
+    while kills < 30:
+        time.sleep(draw.uniform(0.0, 6.0))
+        assert process.poll() is None, "the sweep ended before it was killed 30 times: make its trials longer"
+        children = psutil.Process(process.pid).children()
+        workers = [child for child in children if "dlrun.trials" in " ".join(child.cmdline())]
+        if kills % 2 and workers:
+            draw.choice(workers).kill()
+        else:
+            process.kill()
+            process.wait()
+            [parent] = records(runs, "sweep")
+            process = started(runs, "sweep", "--resume", parent["id"], "--workers", "2")
+        kills += 1
+    assert process.wait(timeout=1800) == 0
+    check_whole(runs, trials)
+
+
 def test_ctrl_c_saves_the_trials_and_names_the_command_that_goes_on(tmp_path):
     runs = tmp_path / "runs"
     process = subprocess.Popen(
@@ -209,3 +236,23 @@ def test_ctrl_c_saves_the_trials_and_names_the_command_that_goes_on(tmp_path):
     [parent] = records(runs, "sweep")
     assert dlrun(runs, "sweep", "--resume", parent["id"]).returncode == 0
     check_whole(runs, 2)
+
+
+def test_workers_may_be_jobs_of_a_cluster(tmp_path):
+    """submitit's local cluster: the same submission and the same socket, processes of this machine."""
+    pytest.importorskip("submitit")
+    space = ("optimizer.lr=tag(log, interval(1e-3,1e-1))", "hardware=slurm", "+hardware.slurm.cluster=local")
+    ended = dlrun(tmp_path / "runs", *SMALL, *space, "search.trials=3", "--workers", "2", "--json")
+    assert ended.returncode == 0, ended.stderr
+    shown = json.loads(ended.stdout)
+    assert [row["state"] for row in shown["trials"]] == ["complete"] * 3
+    token = next((tmp_path / "runs").glob("*/artifacts/slurm/token"))
+    assert token.stat().st_mode & 0o077 == 0
+
+
+def test_a_cluster_that_is_not_here_is_named(tmp_path):
+    pytest.importorskip("submitit")
+    space = ("optimizer.lr=0.1,0.2", "hardware=slurm", "search.trials=2", "+hardware.slurm.slurm_partion=gpu")
+    ended = dlrun(tmp_path / "runs", *SMALL, *space)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+    assert "hardware" in ended.stderr

@@ -296,19 +296,19 @@ assert sent and tracking.finish_run(run_dir, "FINISHED", 2)
 """
 
 
-def test_eight_processes_at_once_on_a_fresh_folder_all_work(tmp_path):
+def test_sixteen_processes_at_once_on_a_fresh_folder_all_work(tmp_path):
     runs, gate = tmp_path / "runs", tmp_path / "gate"
     command = [sys.executable, "-c", STARTER, str(runs), str(gate)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(16)]
     time.sleep(2)
     gate.touch()
     for process in processes:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as connection:
-        assert connection.execute("SELECT COUNT(*) FROM metrics").fetchone() == (8 * 200,)
+        assert connection.execute("SELECT COUNT(*) FROM metrics").fetchone() == (16 * 200,)
         finished = "SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'"
-        assert connection.execute(finished).fetchone() == (8,)
+        assert connection.execute(finished).fetchone() == (16,)
         assert connection.execute("SELECT COUNT(*) FROM experiments WHERE name = 'crowd'").fetchone() == (1,)
 
 

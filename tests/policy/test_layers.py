@@ -20,7 +20,7 @@ LAYERS = {
     "metrics": 2.4, "decoding": 2.4, "masking": 2.4, "pictures": 2.4,
     **dict.fromkeys(ROOMS.values(), 3.0),
     "training": 4.0, "tracking": 4.0,
-    "build": 5.0, "assembly": 5.1, "predictor": 5.2, "serving": 5.4,
+    "build": 5.0, "assembly": 5.1, "predictor": 5.2, "serving": 5.4, "exporting": 5.6,
     "worker": 6.0, "launch": 6.2, "trials": 6.3, "commands": 6.4,
     "cli": 7.0, "__main__": 7.2,
 }  # fmt: skip

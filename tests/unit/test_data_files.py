@@ -589,7 +589,7 @@ def test_a_read_only_folder_is_read_and_nothing_is_written_beside_the_data(tmp_p
         ("binary.csv", b"x,label\n\xff\xfe,1\n", "binary.csv cannot be read: 'utf-8' codec"),
         ("cut.parquet", b"PAR1 and no more", "cut.parquet cannot be read: "),
         ("cut.jsonl", b'{"x": 1, "label": 1}\n{"x": 2, "la', "cut.jsonl cannot be read: JSON parse error"),
-        ("cut.csv.gz", gzip.compress(b"x,label\n1,0\n" * 50)[:30], "cut.csv.gz cannot be read: "),
+        ("cut.csv.gz", gzip.compress(b"x,label\n1,0\n" * 50, mtime=0)[:30], "cut.csv.gz cannot be read: "),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, message, capfd):

@@ -186,7 +186,7 @@ def test_rows_of_unknown_truth_and_unnamed_classes_have_numbers():
 
 def test_the_index_lists_every_detection_as_coco_does():
     task, outputs = said()
-    name, listed = task.index(["a.jpg", "b.jpg"], outputs)
+    name, listed = task.index(["a", "b"], ["a.jpg", "b.jpg"], outputs)
     assert name == "predictions.json" and len(listed) == 4
     assert listed[1] == {"file_name": "a.jpg", "category": "ant", "bbox": [0.0, 0.0, 8.0, 6.0],
                          "score": pytest.approx(0.2)}  # fmt: skip

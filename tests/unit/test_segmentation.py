@@ -375,7 +375,7 @@ def test_files_are_masks_of_class_indices_and_overlays_of_the_size_that_was_give
 
 def test_the_index_names_classes_masks_and_shares():
     outputs = told([[[0, 0], [2, 0]], [[1, 1], [1, 1]]])
-    name, content = segmentation.build(SPEC).index(["street", "field"], outputs)
+    name, content = segmentation.build(SPEC).index(["street", "field"], ["street.png", "field.png"], outputs)
     assert name == "predictions.json"
     assert content == {
         "classes": ["sky", "road", "car"],

@@ -234,3 +234,11 @@ def test_torchvision_refusals_say_what_to_type(settings, message):
     with torch.device("meta"), pytest.raises(DlrunError) as caught:
         torchvision_segmentation.build(spec(3, 64, 64), **settings)
     assert message in str(caught.value)
+
+
+def test_deeplab_says_why_it_cannot_train_on_a_batch_of_one():
+    model = torchvision_segmentation.build(spec(3, 32, 32), architecture="deeplabv3_mobilenet_v3_large")
+    with pytest.raises(DlrunError, match="a batch of one has no deviation") as refused:
+        model.train()(torch.zeros(1, 3, 32, 32))
+    assert refused.value.code == 2 and "data.batch_size" in refused.value.hint
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape[:2] == (1, 5)

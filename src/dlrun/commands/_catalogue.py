@@ -10,7 +10,7 @@ from dlrun.config import conf_folders, schema
 from dlrun.errors import DlrunError, did_you_mean
 from dlrun.registry import ROOMS, Component, Registry
 
-KINDS = (*schema.GROUPS, "augment")
+KINDS = (*schema.GROUPS, *schema.VERBS, "augment")
 _ABOUT = {
     "experiment": "A pinned run: several of the above at once.",
     "augment": "Operations on batches of training pictures: data.augment={flip: {}, mixup: {alpha: 0.2}}.",
@@ -44,7 +44,7 @@ def about(kind: str) -> str:
 
 def group_class(kind: str) -> type:
     """The dataclass of a group's common settings."""
-    return typing.get_type_hints(schema.RunConfig)[kind]
+    return schema.VERBS.get(kind) or typing.get_type_hints(schema.RunConfig)[kind]
 
 
 def choices(kind: str, config_dir: Path | None) -> list[Choice]:

@@ -30,9 +30,9 @@ class PredictionFiles:
             )
         self.folder, self.predictor, self.task = folder, predictor, predictor.task
         self.count = 0
-        self._names: list[str] = []
         self._used: dict[str, int] = {}
-        self._parts: list[Outputs] = []
+        self._index: tuple[str, Any] | None = None
+        self._seen = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -47,24 +47,29 @@ class PredictionFiles:
         batch = self.predictor.inputs.encode([example.row for example in chunk])  # predictors keep no pictures
         for name, content in self.task.files(names, batch, Outputs(outputs.ids.cpu(), fields)):
             self._write(name, content)
-        self._parts.append(Outputs(outputs.ids.cpu() + len(self._names), fields))
-        self._names += names
+        files = [self._file(example) or name for example, name in zip(chunk, names, strict=True)]
+        name, document = self.task.index(names, files, Outputs(outputs.ids.cpu() + self._seen, fields))
+        self._seen += len(names)
+        self._index = (name, document if self._index is None else _joined(self._index[1], document))
 
     def finish(self) -> None:
         """Write the document over all examples."""
-        from dlrun.contracts import Outputs
-
-        if self._parts:
-            name, document = self.task.index(self._names, Outputs.concatenate(self._parts))
+        if self._index is not None:
+            name, document = self._index
             self._write(name, _json(document).encode())
 
     def _stem(self, example: Example) -> str:
         """What an example's files are called after: its picture's file, else its table and row."""
+        file = self._file(example)
+        return Path(file).stem if file else f"{Path(example.file).stem}-{example.number}"
+
+    def _file(self, example: Example) -> str:
+        """The name of an example's own file; empty where it has none."""
         if example.number is None:
-            return Path(example.file).stem
+            return Path(example.file).name
         given = example.row.get(self.predictor.spec.assets.get("image_column", "image"), example.row.get("image"))
         path = given.get("path") if isinstance(given, Mapping) else given
-        return Path(path).stem if path and isinstance(path, str) else f"{Path(example.file).stem}-{example.number}"
+        return Path(path).name if path and isinstance(path, str) else ""
 
     def _unique(self, stem: str) -> str:
         """The stem, or with a number behind it where it was given away; without regard to case, as some disks are."""
@@ -81,6 +86,15 @@ class PredictionFiles:
         except DlrunError as error:
             raise DlrunError(error.message, "choose another --out", error.code) from error
         self.count += 1
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two parts of a document as one: lists of objects (or of lists) one after the other, all else from the first."""
+    if isinstance(first, dict):
+        return {key: _joined(value, second[key]) for key, value in first.items()}
+    if isinstance(first, list) and all(isinstance(entry, (dict, list)) for entry in (*first, *second)):
+        first.extend(second)  # in place: there may be millions
+    return first
 
 
 def _json(document: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files a user names, to rows a predictor takes: pictures, folders of them, tables, and lines of plain text."""
+"""Files a user names, to rows a predictor takes: pictures, sounds, folders of them, tables, lines of plain text."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json",
            ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
 _LINES = (".txt", ".text")
+_MEDIA = {"image": "pictures", "audio": "recordings"}  # kinds of data whose examples are files
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def examples(paths: Sequence[Path], spec: DataSpec) -> Iterator[Example]:
             if _is_lines(file, spec):
                 yield from _of_lines(file, spec)
             elif _kind(file) is None:
-                yield Example({spec.assets["image_column"]: str(file)}, str(file))
+                yield Example({_wanted(spec)[0]: str(file)}, str(file))
+            elif spec.assets.get("kind") == "series":
+                yield from _windows(file, spec)
             else:
                 yield from _of_table(file, spec)
 
@@ -63,18 +66,18 @@ def examples(paths: Sequence[Path], spec: DataSpec) -> Iterator[Example]:
 
 
 def _files(path: Path, spec: DataSpec) -> list[Path]:
-    """The path itself, or the pictures under a folder, sorted."""
-    pictures = spec.assets.get("kind") == "image"
+    """The path itself, or the pictures or recordings under a folder, sorted."""
+    media = _MEDIA.get(spec.assets.get("kind", ""))
     if path.is_dir():
-        found = sorted(_pictures(path)) if pictures else []
+        found = sorted(_media_files(path, spec)) if media else []
         if not found:
-            wants = "pictures" if pictures else f"a table with the columns {', '.join(_wanted(spec))}"
+            wants = media if media else f"a table with the columns {', '.join(_wanted(spec))}"
             raise data_error(f"{path}: nothing to predict in this folder", f"the run takes {wants}")
         return found
     if not path.exists():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise data_error(f"{path}: no such file or folder", did_you_mean(path.name, beside, "give a file or a folder"))
-    if _kind(path) is None and not pictures and not _is_lines(path, spec):
+    if _kind(path) is None and not media and not _is_lines(path, spec):
         raise data_error(
             f"{path}: is not a table (csv, json lines, parquet)",
             f"the run takes tables with the columns {', '.join(_wanted(spec))}",
@@ -82,13 +85,14 @@ def _files(path: Path, spec: DataSpec) -> list[Path]:
     return [path]
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    from dlrun.data._images import SUFFIXES
+def _media_files(folder: Path, spec: DataSpec) -> Iterator[Path]:
+    from dlrun.data import _images, _sound
 
+    suffixes = _images.SUFFIXES if spec.assets["kind"] == "image" else _sound.SUFFIXES
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(where) / name
 
 
@@ -104,7 +108,14 @@ def _is_lines(path: Path, spec: DataSpec) -> bool:
 
 def _wanted(spec: DataSpec) -> list[str]:
     """The columns that a table must have."""
-    return [spec.assets["image_column"]] if spec.assets.get("kind") == "image" else list(spec.assets.get("columns", ()))
+    column = _media_column(spec)
+    return [column] if column else list(spec.assets.get("columns", ()))
+
+
+def _media_column(spec: DataSpec) -> str | None:
+    """The column of pictures or recordings, where the run takes such."""
+    kind = spec.assets.get("kind", "")
+    return spec.assets[f"{kind}_column"] if kind in _MEDIA else None
 
 
 # ---------------------------------------------------------------- plain text
@@ -142,6 +153,29 @@ def _of_table(path: Path, spec: DataSpec) -> Iterator[Example]:
         raise data_error(f"{path}, row {number + 1}: cannot be read: {reason}") from error
     if number < 0:
         raise data_error(f"{path} has no rows")
+
+
+def _windows(path: Path, spec: DataSpec) -> Iterator[Example]:
+    """Every window of a table in time; its number is that of the row after it, which may be the first to come."""
+    columns, window, values = _wanted(spec), spec.sizes["window"], []
+    for example in _of_table(path, spec):
+        try:
+            values.append([float(example.row[name]) for name in columns])
+        except (TypeError, ValueError) as error:
+            shown = next(name for name in columns if not _is_number(example.row[name]))
+            raise data_error(f"{example.place}: '{shown}' is no number: {example.row[shown]!r}") from error
+    if len(values) < window:
+        raise data_error(f"{path} has {len(values)} rows; the run looks back on {window}")
+    for end in range(len(values), window - 1, -spec.assets["stride"])[::-1]:
+        yield Example({"series": values[end - window : end]}, str(path), end)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -187,7 +221,7 @@ def _require_columns(path: Path, row: Row, spec: DataSpec) -> None:
     if any(name in row for name in spec.assets.get("instead", ())):
         return
     for name in _wanted(spec):
-        if name not in row and not (name == spec.assets.get("image_column") and "image" in row):
+        if name not in row and not (name == _media_column(spec) and spec.assets["kind"] in row):
             raise data_error(
                 f"{path} has no column '{name}'; it has {', '.join(map(str, row)) or 'none'}",
                 did_you_mean(name, map(str, row), f"the run was trained with {', '.join(_wanted(spec))}"),
@@ -195,11 +229,13 @@ def _require_columns(path: Path, row: Row, spec: DataSpec) -> None:
 
 
 def _with_paths(row: Row, folder: Path, spec: DataSpec) -> Row:
-    """The row with a picture's path read from the table's folder, as in training."""
-    name = spec.assets.get("image_column")
-    name = name if name in row else "image"
+    """The row with the path of a picture or recording read from the table's folder, as in training."""
+    name = _media_column(spec)
+    if name is None:
+        return row
+    name = name if name in row else spec.assets["kind"]
     given = row.get(name)
-    if spec.assets.get("kind") != "image" or given is None:
+    if given is None:
         return row
     if isinstance(given, str):
         return {**row, name: str(folder / Path(given).expanduser())}

@@ -12,7 +12,8 @@ from dlrun.commands import _making as making
 from dlrun.commands import train
 from dlrun.commands._terminal import TerminalReporter
 from dlrun.commands.train import Options
-from dlrun.config import check
+from dlrun.config import check, convert
+from dlrun.config.compose import compose_on
 from dlrun.config.schema import RunConfig
 from dlrun.errors import DlrunError, Exit
 
@@ -31,8 +32,20 @@ def train_seeds(count: int, overrides: Sequence[str], options: Options) -> int:
         require_tracking=options.require_tracking,
         reporter=reporter,
     )
-    runs.write_json(parent.folder / _PLAN, {"seeds": list(range(config.seed, config.seed + count))})
+    write_plan(parent, list(range(config.seed, config.seed + count)))
     return _go_on(parent, config, options, reporter)
+
+
+def write_plan(parent: runs.Run, seeds: Sequence[int], overrides: Sequence[Sequence[str]] = ()) -> None:
+    """Note what is to be trained under a parent. overrides: of each child, beside its seed."""
+    plan = {"seeds": list(seeds)} | ({"overrides": [list(own) for own in overrides]} if overrides else {})
+    runs.write_json(parent.folder / _PLAN, plan)
+
+
+def varied(config: RunConfig, overrides: Sequence[str], options: Options) -> RunConfig:
+    """The config with some of it changed. Raises: DlrunError."""
+    values = compose_on(convert.to_plain(config), overrides, config_dir=options.config_dir).values
+    return convert.to_config(values, options.registry)
 
 
 def resume(parent: runs.Run, overrides: Sequence[str], options: Options) -> int:
@@ -55,18 +68,32 @@ def resume(parent: runs.Run, overrides: Sequence[str], options: Options) -> int:
 
 
 def _go_on(parent: runs.Run, config: RunConfig, options: Options, reporter: TerminalReporter) -> int:
-    seeds = runs.read_json(parent.folder / _PLAN)["seeds"]
+    parent, signal = train_children(parent, config, options, reporter)
+    if signal:
+        reporter.note(f"stopped by {signal}; go on with: dlrun train --resume {parent.short_id}")
+        return int(Exit.INTERRUPTED if signal == "SIGINT" else Exit.TERMINATED)
+    train.show(parent, options)
+    return int(Exit.OK)
+
+
+def train_children(
+    parent: runs.Run, config: RunConfig, options: Options, reporter: TerminalReporter
+) -> tuple[runs.Run, str | None]:
+    """Train what a parent's plan has and is not there yet. Returns the parent, and the signal that ended it, if any."""
+    plan = runs.read_json(parent.folder / _PLAN)
+    seeds = plan["seeds"]
     with runs.hold(parent.folder):
         begun = _children(parent, options)
         parent = parent.update(status="RUNNING", reason="", ended=None, children=tuple(c.id for c in begun.values()))
         done: list[runs.Run] = []
-        for seed in seeds:
+        for seed, overrides in zip(seeds, plan.get("overrides") or [[]] * len(seeds), strict=True):
             child = begun.get(seed)
             if child is not None and child.status == "FINISHED" and child.result:
                 done.append(child)
                 continue
             reporter.note(f"seed {seed} ({len(done) + 1} of {len(seeds)})")
-            own = replace(config, seed=seed, name=f"{config.name or parent.short_id} seed {seed}")
+            own = varied(config, overrides, options) if overrides else config
+            own = replace(own, seed=seed, name=f"{config.name or parent.short_id} seed {seed}")
             if child is None:
                 child = making.new_run(
                     own, options.registry, options.runs, verb="train", nested_under=parent.id, reporter=reporter
@@ -81,13 +108,9 @@ def _go_on(parent: runs.Run, config: RunConfig, options: Options, reporter: Term
                 raise
             done.append(ended.run)
             if ended.signal:
-                making.finish(parent, "KILLED", ended.signal)
-                reporter.note(f"stopped by {ended.signal}; go on with: dlrun train --resume {parent.short_id}")
-                return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
+                return making.finish(parent, "KILLED", ended.signal), ended.signal
         runs.write_json(parent.folder / "result.json", _summary(done))
-        parent = making.finish(parent, "FINISHED", "complete")
-    train.show(parent, options)
-    return int(Exit.OK)
+        return making.finish(parent, "FINISHED", "complete"), None
 
 
 def _children(parent: runs.Run, options: Options) -> dict[int, runs.Run]:

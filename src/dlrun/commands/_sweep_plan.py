@@ -11,7 +11,7 @@ import yaml
 
 from dlrun import runs
 from dlrun.commands import _making as making
-from dlrun.config import check, conf_folders, convert, space
+from dlrun.config import conf_folders, convert, space
 from dlrun.config.compose import compose, split_sweep
 from dlrun.config.schema import COMPONENT_GROUPS, GROUPS, RunConfig, SearchConfig
 from dlrun.config.space import Dimension
@@ -33,28 +33,38 @@ class Plan:
     search: SearchConfig
     config_dir: Path | None
 
-    def write(self, folder: Path) -> None:
-        """Into the sweep's folder."""
-        runs.write_json(folder / _FILE, {
-            "fixed": self.fixed, "space": [dimension.to_json() for dimension in self.space],
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `from_json`."""
+        return {
+            "fixed": self.fixed,
+            "space": [dimension.to_json() for dimension in self.space],
             "search": convert.to_plain(self.search) | {"options": self.search.options},
             "config_dir": str(self.config_dir) if self.config_dir else None,
-        })  # fmt: skip
+        }
 
     @staticmethod
-    def read(folder: Path) -> Plan:
-        """The inverse. Raises: DlrunError for a sweep that was killed before it was written."""
-        if not (folder / _FILE).exists():
-            raise DlrunError(f"{folder}: the sweep was killed before it had begun", "start it anew")
-        stored = runs.read_json(folder / _FILE)
-        options = stored["search"].pop("options")
-        known = {name: value for name, value in stored["search"].items() if name not in options}
+    def from_json(stored: dict[str, Any]) -> Plan:
+        """The inverse."""
+        search = dict(stored["search"])
+        options = search.pop("options")
+        known = {name: value for name, value in search.items() if name not in options}
         return Plan(
             stored["fixed"],
             [Dimension.from_json(dimension) for dimension in stored["space"]],
             SearchConfig(**known, options=options),
             Path(stored["config_dir"]) if stored["config_dir"] else None,
         )
+
+    def write(self, folder: Path) -> None:
+        """Into the sweep's folder."""
+        runs.write_json(folder / _FILE, self.to_json())
+
+    @staticmethod
+    def read(folder: Path) -> Plan:
+        """From there. Raises: DlrunError for a sweep that was killed before it was written."""
+        if not (folder / _FILE).exists():
+            raise DlrunError(f"{folder}: the sweep was killed before it had begun", "start it anew")
+        return Plan.from_json(runs.read_json(folder / _FILE))
 
 
 def planned(given: Sequence[str], options: Options) -> tuple[Plan, RunConfig]:
@@ -140,17 +150,11 @@ def _try(values: dict[str, Any], plan: Plan, options: Options) -> None:
 # ---------------------------------------------------------------- afterwards
 
 
-def overrides_of(child: runs.Run) -> list[str]:
-    """What makes a trial's config out of nothing: the sweep's fixed overrides and its own."""
-    parent = child.folder.parents[1] / child.record.parents[0] / "artifacts"
-    return [*runs.read_json(parent / _FILE)["fixed"], *runs.read_json(child.folder / "trial.json")["overrides"]]
-
-
-def experiment_of(best: runs.Run, plan: Plan, options: Options) -> str:
-    """The best trial's whole config as an experiment's file."""
-    config = check.read(best.folder, options.registry)
+def experiment_of(overrides: Sequence[str], plan: Plan, options: Options, comment: str) -> str:
+    """The whole config that these overrides make, as an experiment's file."""
+    config = config_of(overrides, plan, options, "")
     plain = convert.to_plain(config)
-    said = {text.partition("=")[0]: text.partition("=")[2] for text in overrides_of(best)}
+    said = {text.partition("=")[0]: text.partition("=")[2] for text in overrides}
     defaults = []
     for group in COMPONENT_GROUPS:
         choice = said.get(group) or _choice_of(group, getattr(config, group).name, plan)
@@ -158,7 +162,7 @@ def experiment_of(best: runs.Run, plan: Plan, options: Options) -> str:
     body = yaml.safe_dump({"defaults": defaults, **plain}, sort_keys=False, allow_unicode=True)
     return (
         "# @package _global_\n"
-        f"# The best trial of sweep {best.record.parents[0][:8]}: {best.record.reason or 'complete'}.\n"
+        f"# {comment}\n"
         f"# command:  dlrun train experiment=NAME   (this file as conf/experiment/NAME.yaml)\n{body}"
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
 
 _LOST = "lost"  # user attribute: the trial's sweep was killed before its run was made; it does not count
+_BEAT_SECONDS = 15.0  # between two signs of life of a sitting
+GONE_SECONDS = 120.0  # of silence, after which a sitting on another machine is taken for dead
 COUNTS = ("parameters", "seconds", "energy_joules")  # objectives that a result has beside its metrics
 
 
@@ -68,14 +72,17 @@ class Study:
         space: Sequence[Dimension],
         chased: Sequence[Objective],
         registry: Registry,
+        sitting: str = "",
     ) -> None:
-        self.search, self.space, self.chased = search, list(space), list(chased)
+        self.search, self.space, self.chased, self.sitting = search, list(space), list(chased), sitting or name
+        self._beaten, self._heard = 0.0, {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         opened = _opened(storage)
         known = name in [summary for summary in _names(opened, storage)]
         begun = len(optuna.load_study(study_name=name, storage=opened).trials) if known else 0
-        # A sampler begun anew draws the same again: those of a resumed sweep begin elsewhere.
-        seed = (search.seed + 1_000_003 * begun) % 2**32
+        # A sampler begun anew draws the same again: those of a resumed sweep, or of another machine, begin elsewhere.
+        joined = zlib.crc32(sitting.encode()) if sitting not in ("", name) else 0
+        seed = (search.seed + 1_000_003 * begun + joined) % 2**32
         with _quiet():
             sampler = registry.load("search", search.name).build(
                 self.space, [objective.goal for objective in chased], seed, **search.options
@@ -98,10 +105,16 @@ class Study:
         grids = getattr(self.study.sampler, "_all_grids", None)
         return min(self.search.trials, len(grids)) if grids is not None and sizes else self.search.trials
 
-    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A new trial and its value for each setting it has; conditional ones after what they hang on."""
+    def ask(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
+        """A new trial and its value for each setting it has; conditional ones after what they hang on. None where
+        another machine took the last one of the budget at the same moment."""
         with _quiet():
             trial = self.study.ask()
+            trial.set_user_attr("sitting", self.sitting)
+            if len([other for other in self.trials if other.number < trial.number]) >= self.budget:
+                trial.set_user_attr(_LOST, True)
+                self.study.tell(trial, state=TrialState.FAIL)
+                return None
             values: dict[str, Any] = {}
             for dimension in sorted(self.space, key=lambda dimension: dimension.when is not None):
                 if dimension.when is None or values.get(dimension.when[0]) == dimension.when[1]:
@@ -112,9 +125,10 @@ class Study:
         """A handle on a trial that an earlier process asked for."""
         return optuna.Trial(self.study, frozen._trial_id)
 
-    def bind(self, trial: optuna.Trial, run_id: str) -> None:
-        """Note a trial's run before it begins."""
+    def bind(self, trial: optuna.Trial, run_id: str, chosen: Sequence[str]) -> None:
+        """Note a trial's run, and the overrides that make it, before it begins."""
         trial.set_user_attr("run", run_id)
+        trial.set_user_attr("overrides", list(chosen))
 
     def prune(self, trial: optuna.Trial, step: int, values: Mapping[str, float]) -> bool:
         """Report an evaluation, and hear whether the trial is worth going on with.
@@ -139,6 +153,9 @@ class Study:
         """What became of a trial. result: None for one that failed."""
         values = [objective.value(result) for objective in self.chased] if result else []
         trial.set_user_attr("reason", reason)
+        if result:  # where the run itself lies on another machine, this is what there is of it
+            kept = {name: result[name] for name in ("metrics", "rate", "step") if name in result}
+            trial.set_user_attr("result", kept)
         with _quiet():
             if not values or any(value is None or value != value for value in values):
                 self.study.tell(trial, state=TrialState.FAIL)
@@ -154,6 +171,38 @@ class Study:
         trial.set_user_attr(_LOST, True)
         self.study.tell(trial, state=TrialState.FAIL)
 
+    # ---------------------------------------------------------------- with other machines
+
+    def publish(self, plan: Mapping[str, Any]) -> None:
+        """Leave what another machine needs to join."""
+        self.study.set_user_attr("plan", dict(plan))
+        chased = [f"{objective.name}:{objective.mode}" for objective in self.chased]
+        self.study.set_user_attr("objectives", chased)
+
+    def beat(self) -> None:
+        """Now and then, a sign that this sitting lives."""
+        if time.monotonic() - self._beaten > _BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            self.study.set_user_attr(f"alive-{self.sitting}", time.time())
+
+    def elsewhere(self) -> list[FrozenTrial]:
+        """Trials that a living sitting of another machine trains. Those of one that has fallen silent are failed."""
+        running = [trial for trial in self.trials if not trial.state.is_finished()]
+        theirs = [trial for trial in running if trial.user_attrs.get("sitting", self.sitting) != self.sitting]
+        for trial in list(theirs):
+            if self._silent(trial.user_attrs["sitting"]):
+                self.told(self.again(trial), None, "the machine that trained it is gone", pruned=False)
+                theirs.remove(trial)
+        return theirs
+
+    def _silent(self, sitting: str) -> bool:
+        """By our own clock: no two machines' clocks agree."""
+        beat = self.study.user_attrs.get(f"alive-{sitting}")
+        known, since = self._heard.get(sitting, (None, 0.0))
+        if sitting not in self._heard or known != beat:
+            self._heard[sitting] = (beat, since := time.monotonic())
+        return time.monotonic() - since > GONE_SECONDS
+
     def ranked(self) -> list[FrozenTrial]:
         """Complete trials, the best first; with several objectives those that none beats come first."""
         done = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
@@ -166,6 +215,23 @@ class Study:
     def failed(self) -> list[FrozenTrial]:
         """Trials that failed."""
         return [trial for trial in self.trials if trial.state is TrialState.FAIL]
+
+
+def published(name: str, storage: str) -> tuple[str, dict[str, Any], list[str]]:
+    """The id, plan and objectives of the sweep of this name, or of which it is the beginning.
+
+    Raises: DlrunError if the storage cannot be reached, or holds no such sweep.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    opened = _opened(storage)
+    fits = [known for known in _names(opened, storage) if known.startswith(name)]
+    if len(fits) != 1:
+        what = "no sweep" if not fits else f"{len(fits)} sweeps"
+        raise DlrunError(f"--join: the storage holds {what} of the name '{name}'", "give the whole id of the sweep")
+    study = optuna.load_study(study_name=fits[0], storage=opened)
+    if "plan" not in study.user_attrs:
+        raise DlrunError(f"--join: sweep {fits[0][:8]} has not begun yet", "try again in a moment")
+    return fits[0], study.user_attrs["plan"], list(study.user_attrs["objectives"])
 
 
 def pruner_of(search: SearchConfig, chased: Sequence[Objective]) -> optuna.pruners.BasePruner:

@@ -9,11 +9,30 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dlrun.registry import Registry
+
+
+class Process(Protocol):
+    """A worker's process on this machine, or a job on another."""
+
+    def say(self, text: str) -> None: ...
+
+    def hear(self) -> Iterator[str]: ...
+
+    def hang_up(self) -> None:
+        """Nothing more will be said: a worker that is free then ends."""
+        ...
+
+    def terminate(self) -> None: ...
+
+    def end(self, patience_seconds: float) -> str:
+        """Wait for its end, force it after a while; in words how it ended."""
+        ...
 
 
 @dataclass(eq=False)
@@ -21,24 +40,27 @@ class Worker:
     """One process. job: what the sweep keeps of the trial it trains; None: it is free."""
 
     index: int
-    process: subprocess.Popen[str]
+    process: Process
     job: Any = None
     latest: dict[str, Any] = field(default_factory=dict)
 
     def send(self, **order: Any) -> None:
         """Give an order or an answer; a worker that is gone is noticed when its silence is read."""
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
+        with contextlib.suppress(OSError, ValueError):
+            self.process.say(json.dumps(order) + "\n")
 
 
 class Workers:
     """The workers of one sweep and the one queue of what they say: (worker, event), or (worker, None) at its death."""
 
-    def __init__(self, count: int, registry: Registry, log: Path, gpus: int) -> None:
+    def __init__(self, count: int, registry: Registry, folder: Path, gpus: int, hardware: Mapping[str, Any]) -> None:
         self.heard: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
-        self._registry, self._log, self._gpus, self._count = registry, log, gpus, count
+        self._components, self._folder, self._gpus, self._count = registry.components, folder, gpus, count
+        self._cluster = None
+        if hardware.get("launcher") == "slurm":
+            from dlrun.commands._sweep_slurm import Cluster
+
+            self._cluster = Cluster(folder, hardware["slurm"])
         self.all = [self._start(index) for index in range(count)]
 
     def replace(self, dead: Worker) -> Worker:
@@ -49,36 +71,28 @@ class Workers:
     def close(self, patience_seconds: float = 5.0) -> None:
         """End every worker: those that train save first."""
         for worker in self.all:
-            if worker.job is not None:
-                worker.process.terminate()
-            elif worker.process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    worker.process.stdin.close()
+            with contextlib.suppress(OSError):
+                worker.process.terminate() if worker.job is not None else worker.process.hang_up()
         for worker in self.all:
-            try:
-                worker.process.wait(patience_seconds)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            worker.process.end(patience_seconds)
+        if self._cluster is not None:
+            self._cluster.close()
 
     def _start(self, index: int) -> Worker:
         command = [sys.executable, "-m", "dlrun.trials"]
-        command += ["--components", str(self._registry.components)] if self._registry.components else []
+        command += ["--components", str(self._components)] if self._components else []
+        worker = Worker(index, self._cluster.submit(command) if self._cluster else self._local(command, index))
+        threading.Thread(target=self._listen, args=(worker,), daemon=True, name=f"dlrun-worker-{index}").start()
+        return worker
+
+    def _local(self, command: list[str], index: int) -> Process:
+        environment = dict(os.environ)
         if cores := self._cores(index):
             command += ["--cores", ",".join(map(str, cores))]
-        environment = dict(os.environ)
-        if cores:
             environment["OMP_NUM_THREADS"] = str(len(cores))
         if self._gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
             environment["CUDA_VISIBLE_DEVICES"] = str(index % self._gpus)
-        with open(self._log, "ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-                start_new_session=True,  # Ctrl-C is ours alone; we tell them
-            )  # fmt: skip
-        worker = Worker(index, process)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True, name=f"dlrun-worker-{index}").start()
-        return worker
+        return LocalProcess(command, self._folder / "workers.log", environment)
 
     def _cores(self, index: int) -> list[int]:
         """This worker's share of the cores; several workers share one where there are fewer."""
@@ -89,8 +103,48 @@ class Workers:
         return cores[index * each : (index + 1) * each] if each else [cores[index % len(cores)]]
 
     def _listen(self, worker: Worker) -> None:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
+        for line in worker.process.hear():
             with contextlib.suppress(json.JSONDecodeError):
                 self.heard.put((worker, json.loads(line)))
         self.heard.put((worker, None))
+
+
+class LocalProcess:
+    """A process of this machine, spoken with through its pipes."""
+
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str]) -> None:
+        with open(log, "ab") as output:
+            self._popen = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, env=environment,
+                start_new_session=True,  # Ctrl-C is ours alone; we tell them
+            )  # fmt: skip
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        self._to, self._from = self._popen.stdin, self._popen.stdout
+
+    def say(self, text: str) -> None:
+        """Write to its standard input."""
+        self._to.write(text)
+        self._to.flush()
+
+    def hear(self) -> Iterator[str]:
+        """The lines it writes, until its end."""
+        return iter(self._from)
+
+    def hang_up(self) -> None:
+        """Close its standard input."""
+        self._to.close()
+
+    def terminate(self) -> None:
+        """SIGTERM: it saves and ends."""
+        self._popen.terminate()
+
+    def end(self, patience_seconds: float) -> str:
+        """Wait; kill it after a while."""
+        import signal
+
+        try:
+            code = self._popen.wait(patience_seconds)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            code = self._popen.wait()
+        return signal.Signals(-code).name if code < 0 else f"code {code}"

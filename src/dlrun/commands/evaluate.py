@@ -1,8 +1,7 @@
 """`dlrun evaluate`: the metrics of a run's best weights on a split of its data, or of other data.
 
-Without overrides no run is made: the metrics are printed, and the run's folder keeps the predictions in
-predictions/<split>-<digest>.safetensors, where a second call finds them. The digest is of the weights, the data
-and whatever of the config decides the outputs, so predictions are never reused for something else.
+Without overrides no run is made: the metrics are printed, and the run's folder keeps the predictions, where a second
+call finds them (see _predictions.py).
 
 With overrides a run is made: verb `evaluate`, parents=[RUN], its config RUN's with the overrides, its result these
 metrics. Its weights are RUN's, so it can be evaluated and asked for predictions itself.
@@ -10,9 +9,6 @@ metrics. Its weights are RUN's, so it can be evaluated and asked for predictions
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun import runs
 from dlrun.commands import _making as making
+from dlrun.commands import _predictions as predictions
 from dlrun.commands import _reading as reading
+from dlrun.commands._predictions import Source
 from dlrun.commands._terminal import TerminalReporter, print_json, result_console, table
 from dlrun.config import check, convert
 from dlrun.config.compose import compose_on, leaves
@@ -29,7 +27,7 @@ from dlrun.errors import DlrunError
 
 if TYPE_CHECKING:
     from dlrun.commands.train import Options
-    from dlrun.contracts import Outputs
+    from dlrun.contracts import Outputs, Task
     from dlrun.predictor import TrainedModel
 
 _CHANGEABLE = ("data", "task", "hardware", "tracking", "train.precision", "name")
@@ -66,7 +64,7 @@ def evaluate(
 
 
 # What decides which rows of the run's data were held out.
-_HELD_OUT_BY = tuple(f"data.{name}" for name in ("split_seed", "splits", "valid_fraction", "test_fraction",
+_HELD_OUT_BY = tuple(f"data.{name}" for name in ("split", "split_seed", "splits", "valid_fraction", "test_fraction",
                                                  "valid_size", "test_size", "train_size"))  # fmt: skip
 
 
@@ -80,7 +78,7 @@ def _as_a_run(
 ) -> int:
     config = _changed(source, overrides, options)
     predictor = reading.load(source, options, reporter, device, config)
-    _require_split(predictor, split)  # data that cannot be read leaves no run behind
+    predictions.require_split(predictor, split)  # data that cannot be read leaves no run behind
     for note in predictor.dataset.notes:
         reporter.note(note)
     run = making.new_run(
@@ -174,77 +172,26 @@ def _show(scored: Scored) -> None:
 
 def _score(predictor: TrainedModel, split: str, folder: Path, reporter: TerminalReporter) -> Scored:
     """Metrics of a split from its predictions, which are made where the folder does not have them."""
-    _require_split(predictor, split)
-    path = folder / "predictions" / f"{split}-{_digest(predictor)}.safetensors"
-    outputs, seconds = _stored(path), None
-    if outputs is None:
-        started = time.perf_counter()
-        with reporter.console.status(f"predicting {len(predictor.dataset.split(split)):,} examples of {split}"):
-            outputs = predictor.predict_split(split)
-        seconds = time.perf_counter() - started
-        _store(path, outputs, reporter)
-    values, tables = _measured(predictor, outputs, split)
-    how = "from predictions made before" if seconds is None else f"in {seconds:.1f} s"
+    found = predictions.predicted(Source.of(predictor, folder), split, reporter)
+    outputs = found.outputs
+    values, tables = measured(predictor.task, outputs, split)
+    how = f"in {found.seconds:.1f} s" if found.is_new else "from predictions made before"
     reporter.note(
         f"run {predictor.run.short_id}, step {predictor.step}: {len(outputs.ids):,} examples of {split} {how}"
     )
     counted = outputs.fields.get("num_targets")
-    return Scored(values, tables, len(outputs.ids) if counted is None else int(counted.sum()), seconds)
+    num_counted = len(outputs.ids) if counted is None else int(counted.sum())
+    return Scored(values, tables, num_counted, found.seconds if found.is_new else None)
 
 
-def _measured(predictor: TrainedModel, outputs: Outputs, split: str) -> tuple[dict[str, float], dict[str, list]]:
-    """The task's metrics by name, and their tables."""
+def measured(task: Task, outputs: Outputs, split: str) -> tuple[dict[str, float], dict[str, list]]:
+    """The task's metrics by name ("test/accuracy"), and their tables."""
     from dlrun.contracts import WithTables
 
     values: dict[str, float] = {}
     tables: dict[str, list] = {}
-    for metric in predictor.task.metrics():
+    for metric in task.metrics():
         metric.update(outputs)
         values |= {f"{split}/{name}": value for name, value in metric.compute().items()}
         tables |= metric.tables() if isinstance(metric, WithTables) else {}
     return values, tables
-
-
-def _require_split(predictor: TrainedModel, split: str) -> None:
-    known = predictor.dataset.splits
-    if split not in known:
-        raise DlrunError(f"the data has no '{split}' split; it has {', '.join(known)}", f"--split {list(known)[-1]}")
-
-
-def _digest(predictor: TrainedModel) -> str:
-    """16 hexadecimal digits of everything a prediction depends on."""
-    from dlrun.training.checkpoint import MANIFEST
-
-    config, manifest = predictor.config, predictor.run.checkpoints / f"{predictor.step:08d}" / MANIFEST
-    settings = [convert.to_plain(config.task), config.train.precision, predictor.spec.to_json()]
-    parts = [
-        manifest.read_bytes(),
-        predictor.dataset.fingerprint.encode(),
-        json.dumps(settings, sort_keys=True).encode(),
-    ]
-    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
-
-
-def _store(path: Path, outputs: Outputs, reporter: TerminalReporter) -> None:
-    from safetensors.torch import save
-
-    tensors = {name: field.detach().contiguous().cpu() for name, field in outputs.fields.items()}
-    try:
-        path.parent.mkdir(exist_ok=True)
-        runs.write_atomically(path, save({**tensors, "id": outputs.ids.contiguous().cpu()}))
-    except (OSError, DlrunError) as error:  # a full disk, or somebody else's run: the metrics are there all the same
-        reporter.note(f"warning: the predictions are not kept: {str(error).partition(chr(10))[0]}")
-
-
-def _stored(path: Path) -> Outputs | None:
-    """Predictions of an earlier call; None where there are none, or the file is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from dlrun.contracts import Outputs
-
-    try:
-        fields = load_file(path)
-        return Outputs(fields.pop("id"), fields)
-    except (OSError, SafetensorError, KeyError):
-        return None

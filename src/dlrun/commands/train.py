@@ -50,7 +50,12 @@ def train(overrides: Sequence[str], options: Options) -> int:
 def composed(overrides: Sequence[str], options: Options) -> RunConfig:
     """The config of a command line. Raises: DlrunError."""
     values = compose(overrides, config_dir=options.config_dir).values
-    return making.resolved(convert.to_config(values, options.registry), options.runs)
+    config = making.resolved(convert.to_config(values, options.registry), options.runs)
+    if config.hardware.launcher != "local":
+        raise DlrunError(
+            "hardware.launcher=slurm is for the workers of a sweep", "one run, in a job: srun dlrun train …"
+        )
+    return config
 
 
 def run_and_show(run: runs.Run, config: RunConfig, options: Options, reporter: TerminalReporter) -> int:

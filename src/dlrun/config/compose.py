@@ -37,13 +37,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config.conf_folders import choices, packaged_conf, user_conf
-from dlrun.config.schema import GROUPS, VERBS
+from dlrun.config.schema import GROUPS, STACKS, VERBS
 from dlrun.config.secrets import is_secret_name
 from dlrun.config.space import Dimension
 from dlrun.errors import DlrunError, did_you_mean
 
 PRIMARY = "run"
-_VERB_OF = {"search": "dlrun sweep"}
+_VERB_OF = {"search": "dlrun sweep", "compression": "dlrun compress", "ensemble": "dlrun ensemble"}
 _user_conf = threading.local()
 
 
@@ -91,12 +91,14 @@ def _with_verb(lines: list[str], verb: str | None) -> list[str]:
     """The overrides with the verb's own group chosen. Raises: DlrunError for a group of another verb."""
     group = (verb or "").partition("=")[0]
     for line in lines:
-        other = line.lstrip("+").partition("=")[0].split(".")[0]
+        other = line.lstrip("+").partition("=")[0].rpartition("@")[2].split(".")[0]
         if other in VERBS and other != group:
             raise DlrunError(f"'{line.lstrip('+')}': {other} is not for this command", f"see: {_VERB_OF[other]} --help")
     if not verb:
         return lines
     chosen = [line for line in lines if line.startswith(f"{group}=")] or [verb]
+    if chosen[-1] == group:
+        raise DlrunError(f"{group}: nothing is chosen", f"{group}=NAME or {group}=[NAME,NAME]; see: dlrun list {group}")
     return [f"+{chosen[-1]}", *(line for line in lines if not line.startswith(f"{group}="))]
 
 
@@ -229,12 +231,17 @@ def _as_hydra_wants(item: Override, config_dir: Path | None) -> str:
         return line if item.type is OverrideType.DEL else f"++{line}"
     if item.type is not OverrideType.DEL:
         value, group = item.value(), item.key_or_group
-        if isinstance(value, (list, dict)):
+        stack = value if isinstance(value, list) and group in STACKS else [value]
+        if isinstance(value, dict) or (isinstance(value, list) and stack is not value):
             raise DlrunError(f"'{line}': {group} takes one choice", f"see: dlrun list {group}")
+        if twice := next((step for step in stack if stack.count(step) > 1), None):
+            raise DlrunError(f"'{line}': {twice} is named twice", "a step has one place in a stack")
         known = choices(group, config_dir)
-        if value is not None and str(value) not in known:
-            raise DlrunError(f"{group}: no choice '{value}'", did_you_mean(str(value), known))
-    return line
+        for choice in stack:
+            if choice is not None and str(choice) not in known:
+                raise DlrunError(f"{group}: no choice '{choice}'", did_you_mean(str(choice), known))
+    # A group put into a step's settings (model@compression.distill.student=resnet20) stands in no defaults list.
+    return f"+{line}" if (item.package or "").split(".")[0] in STACKS else line
 
 
 def _value(item: Override) -> Any:

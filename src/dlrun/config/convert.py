@@ -55,6 +55,30 @@ def to_verb(group: str, values: Any, registry: Registry) -> Any:
     return config
 
 
+def to_stack(group: str, values: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """The settings of each step of a verb's stack (`compression`), in order. Raises: DlrunError as `to_config`."""
+    problems = Problems()
+    if isinstance(values.get("name"), str):
+        where = f"conf/{group}/{values['name']}.yaml"
+        raise DlrunError(f"{where}: does not say whose settings it holds", f"add '# @package {group}.{values['name']}'")
+    steps = {}
+    for step, given in values.items():
+        if isinstance(given, Mapping) and "name" not in given:
+            problems.add(f"'{group}.{step}': {step} is no step of this stack", f"add it: {group}=[…,{step}]")
+        else:
+            steps[str(step)] = _to_dataclass(schema.VERBS[group], given, f"{group}.{step}.", problems, registry)
+    problems.raise_if_any()
+    return steps
+
+
+def to_model(values: Any, registry: Registry) -> schema.ModelConfig:
+    """A `model` group by itself: of a student. Raises: DlrunError as `to_config`."""
+    problems = Problems()
+    config = _to_dataclass(schema.ModelConfig, values, "model.", problems, registry)
+    problems.raise_if_any()
+    return config
+
+
 def to_plain(config: Any) -> Any:
     """The inverse: plain values with component settings beside their common ones, as a user writes them."""
     if isinstance(config, Duration):
@@ -82,8 +106,9 @@ def _to_dataclass(kind: type, values: Any, where: str, problems: Problems, regis
         return None
     known = {_key(item): item for item in fields(kind) if item.name != "options"}
     group = where.rstrip(".")
-    has_component = group in schema.COMPONENT_GROUPS or group in schema.VERBS
-    component = _component(group, values, registry, problems) if has_component else None
+    room, _, step = group.partition(".")
+    has_component = group in schema.COMPONENT_GROUPS or (room in schema.VERBS and (room in schema.STACKS) == bool(step))
+    component = _component(room, values, registry, problems) if has_component else None
     settings = component.settings if component else {}
     for name in known.keys() & settings.keys():
         problems.add(

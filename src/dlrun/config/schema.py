@@ -57,12 +57,14 @@ class DataConfig:
     name: the component, a file of data/
     batch_size: examples of one optimizer step, over all processes and micro-batches
     workers: loader processes, used where the data streams
+    bootstrap: train on as many examples as there are, drawn with replacement by this seed; null for each once
     augment: ordered mapping of augmentation to its settings, for training only, e.g. {flip: {}, mixup: {alpha: 0.2}}
     """
 
     name: str
     batch_size: Positive = 128
     workers: Annotated[int, Range(least=0)] = 2
+    bootstrap: Annotated[int | None, Range(least=0, below=2**63)] = None
     augment: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -174,6 +176,8 @@ class HardwareConfig:
     channels_last: keep pictures in channels-last memory format, which some convolutions run faster on
     compile: run the model through torch.compile; the first steps are then slow
     timeout_seconds: a silent process is given up after it
+    launcher: where a sweep's workers run: processes of this machine, or jobs of a SLURM cluster
+    slurm: of those jobs, as submitit calls them, e.g. {slurm_partition: gpu, timeout_min: 240, gpus_per_node: 1}
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -182,6 +186,8 @@ class HardwareConfig:
     channels_last: bool = False
     compile: bool = False
     timeout_seconds: Positive = 600
+    launcher: Literal["local", "slurm"] = "local"
+    slurm: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,38 @@ class SearchConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CompressionConfig:
+    """One step of `dlrun compress`; the steps of a stack follow each other in the order they are named in.
+
+    Settings:
+    name: the component, a file of compression/
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """How `dlrun ensemble` makes one predictor out of several.
+
+    Settings:
+    name: the component, a file of ensembles/
+    calibrate: let predictions carry the temperature that was learned on the validation split; it is reported anyway
+    resamples: of the test examples, for the confidence interval of the gain
+    seed: of the resamples
+    """
+
+    name: str
+    calibrate: bool = False
+    resamples: Annotated[int, Range(least=10)] = 1000
+    seed: Annotated[int, Range(least=0, below=2**32)] = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
 COMPONENT_GROUPS = ("task", "data", "model", "optimizer", "schedule", "transfer")
 GROUPS = (*COMPONENT_GROUPS, "train", "hardware", "tracking", "experiment")
 # Groups of verbs that are composed beside a run's config, and their settings.
-VERBS: dict[str, type] = {"search": SearchConfig}
+VERBS: dict[str, type] = {"search": SearchConfig, "compression": CompressionConfig, "ensemble": EnsembleConfig}
+STACKS = ("compression",)  # of these, those that take a list of choices: {choice: its settings}, in order

@@ -13,7 +13,7 @@ from dlrun.data._source import Source
 from dlrun.errors import DlrunError, did_you_mean
 
 _LABELS = ("label", "labels", "target", "class", "y", "category")
-_ROW_NUMBERS = {"id", "idx", "index", "row", "unnamed: 0", "__index_level_0__"}
+ROW_NUMBERS = {"id", "idx", "index", "row", "unnamed: 0", "__index_level_0__"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class Columns:
 
 def choose(source: Source, wanted: Wanted) -> tuple[Columns, list[str]]:
     """The columns of a data set, and a sentence for each that was guessed. Raises DlrunError if none is obvious."""
-    targets, notes = _targets(source, wanted)
-    is_number, guesses = _is_number(source, targets, wanted)
-    notes += guesses
+    targets, is_number, notes = choose_targets(source, wanted)
     picture = wanted.image or (None if wanted.features else guess_image(source, targets))
     if picture is not None:
         chosen = Columns(targets, is_number, picture)
@@ -54,6 +52,13 @@ def choose(source: Source, wanted: Wanted) -> tuple[Columns, list[str]]:
         notes += [] if wanted.features else [f"features: {_listed(chosen.features)}"]
     check(source, chosen)
     return chosen, notes
+
+
+def choose_targets(source: Source, wanted: Wanted) -> tuple[tuple[str, ...], bool, list[str]]:
+    """The columns to predict, whether they are numbers, and a sentence for what was guessed."""
+    targets, notes = _targets(source, wanted)
+    is_number, guesses = _is_number(source, targets, wanted)
+    return targets, is_number, [*notes, *guesses]
 
 
 def _targets(source: Source, wanted: Wanted) -> tuple[tuple[str, ...], list[str]]:
@@ -160,7 +165,7 @@ def _holds_paths(source: Source, name: str) -> bool:
 
 
 def _guess_features(source: Source, targets: tuple[str, ...]) -> tuple[str, ...]:
-    found = tuple(name for name in source.columns if name not in targets and name.lower() not in _ROW_NUMBERS)
+    found = tuple(name for name in source.columns if name not in targets and name.lower() not in ROW_NUMBERS)
     if not found:
         raise DlrunError(f"{source.name}: no column of features beside the target '{targets[0]}'")
     return found

@@ -25,7 +25,10 @@ _NOT_YET = {
     ".txt": "plain text", ".md": "plain text", ".wav": "audio", ".flac": "audio", ".mp3": "audio", ".ogg": "audio",
 }  # fmt: skip
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z")
-_READS = "what can be read: parquet, csv, json lines (also .gz), and a folder of pictures with a folder for each class"
+_READS = (
+    "what can be read: parquet, csv, json lines (also .gz), and a folder of pictures with a folder for each class; "
+    "recordings: data=speech"
+)
 _SHARD = re.compile(r"[-_.]\d+([-_]of[-_]\d+)?$")
 
 

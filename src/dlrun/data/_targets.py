@@ -27,7 +27,7 @@ def assemble(
     columns, guesses = choose(first, wanted) if known is None else (_known_columns(wanted, known), [])
     for source in sources.values():
         check(source, columns)
-    names, labels = (columns.targets, None) if columns.is_number else _labels(sources, columns, known)
+    names, labels = (columns.targets, None) if columns.is_number else label_indices(sources, columns, known)
     parts, made = portions({name: len(source) for name, source in sources.items()}, labels, settings.hold_out)
     if known is None and labels is not None:
         made += check_classes(labels["train"][parts["train"].rows], names, first.name, columns.targets[0])
@@ -55,7 +55,7 @@ def _known_columns(wanted: Wanted, known: DataSpec) -> Columns:
     return Columns(names, is_number, None, tuple(assets["columns"]))
 
 
-def _labels(
+def label_indices(
     sources: Mapping[str, Source], columns: Columns, known: DataSpec | None
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """The classes in order, and each source's int64 class indices."""

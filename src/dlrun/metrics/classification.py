@@ -47,7 +47,8 @@ class Classification:
 
 
 class PerClass:
-    """macro_f1 and balanced_accuracy: means over classes, whatever their frequencies.
+    """macro_f1 and balanced_accuracy: means over classes, whatever their frequencies; of two classes f1 too, that of
+    the second.
 
     A class without examples is left out of balanced_accuracy; one that is neither there nor predicted, of
     macro_f1. (scikit-learn has the same two rules.)
@@ -82,7 +83,10 @@ class PerClass:
         right_C, predicted_C, there_C = self._sums.on_cpu()
         recall_C = (right_C / there_C)[there_C > 0]
         f1_C = (2 * right_C / (predicted_C + there_C))[predicted_C + there_C > 0]
-        return {"macro_f1": f1_C.mean().item(), "balanced_accuracy": recall_C.mean().item()}
+        values = {"macro_f1": f1_C.mean().item(), "balanced_accuracy": recall_C.mean().item()}
+        if len(there_C) == 2:
+            values["f1"] = (2 * right_C[1] / (predicted_C[1] + there_C[1])).item()
+        return values
 
 
 class Confusion:

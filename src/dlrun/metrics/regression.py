@@ -14,7 +14,8 @@ from dlrun.metrics.reduce import Sums
 
 
 class Regression:
-    """loss (mean over targets), mse, mae, and r2 (mean over targets of the share of variance explained).
+    """loss (mean over targets), mse, rmse (mean over targets of the root of each's), mae, and r2 (mean over targets of
+    the share of variance explained).
 
     Reads the fields prediction [N, T] and target [N, T]; outputs without targets count for nothing.
     elementwise: the loss of each target, (prediction, target) -> same shape.
@@ -45,6 +46,11 @@ class Regression:
         # Sums of squares cancel to about 1e-16 of themselves: below that a target does not vary.
         varies_T = variation_T > 1e-12 * target_squared_T
         r2_T = torch.where(varies_T, 1 - squared_T / variation_T, (squared_T == 0).double())
-        means = {"loss": loss_T / count_T, "mse": squared_T / count_T, "mae": absolute_T / count_T}
+        means = {
+            "loss": loss_T / count_T,
+            "mse": squared_T / count_T,
+            "rmse": (squared_T / count_T).sqrt(),
+            "mae": absolute_T / count_T,
+        }
         r2 = r2_T.mean().item() if count_T.sum() else float("nan")
         return {name: mean_T.mean().item() for name, mean_T in means.items()} | {"r2": r2}

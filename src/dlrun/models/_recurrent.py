@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +126,8 @@ class Recurrent(nn.Module):
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights(layer, reverse)
         inputs_BTG = F.linear(x_BTI, weight_ih, bias_ih)  # all times at once; only U h has to wait for its turn
         state = nothing(self.kind, x_BTI, x_BTI.shape[0], self.width)
+        if torch.compiler.is_exporting():
+            return self._way_of_any_length(inputs_BTG, state, is_token_BT, weight_hh, bias_hh, reverse)
         outputs: dict[int, Tensor] = {}
         times = range(x_BTI.shape[1])
         for time in reversed(times) if reverse else times:
@@ -136,6 +139,30 @@ class Recurrent(nn.Module):
                 later = tuple(torch.where(there_B1, new, old) for new, old in zip(later, state, strict=True))
             state = later
         return torch.stack([outputs[time] for time in times], dim=1), state
+
+    def _way_of_any_length(
+        self,
+        inputs_BTG: Tensor,
+        state: State,
+        is_token_BT: Tensor | None,
+        weight_hh: Tensor,
+        bias_hh: Tensor,
+        reverse: int,
+    ) -> tuple[Tensor, State]:
+        """The loop of `_way` as one operation, so that a graph holds for every number of times."""
+        if is_token_BT is None:
+            is_token_BT = inputs_BTG.new_ones(inputs_BTG.shape[:2], dtype=torch.bool)
+
+        def read(state: State, given: tuple[Tensor, Tensor]) -> tuple[State, Tensor]:
+            input_BG, there_B1 = given
+            later = CELLS[self.kind](input_BG, F.linear(state[0], weight_hh, bias_hh), state)
+            kept = tuple(torch.where(there_B1, new, old) for new, old in zip(later, state, strict=True))
+            return kept, torch.where(there_B1, later[0], 0.0)
+
+        state, outputs_TBH = over_time(
+            read, state, (inputs_BTG.transpose(0, 1), is_token_BT.transpose(0, 1)[..., None]), bool(reverse)
+        )
+        return outputs_TBH.transpose(0, 1), state
 
     def step(self, x_BI: Tensor, state: State) -> tuple[Tensor, State]:
         """One more time of a one-directional stack in evaluation: output [B, H], and the state [B, L, H] after it."""
@@ -152,6 +179,18 @@ class Recurrent(nn.Module):
         """weight_ih, weight_hh, bias_ih, bias_hh of a layer in a direction."""
         end = f"_l{layer}{'_reverse' if reverse else ''}"
         return [getattr(self.kernel, name + end) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+
+def over_time(
+    step: Callable[[Any, Any], tuple[Any, Tensor]], state: Any, given: Any, reverse: bool = False
+) -> tuple[Any, Tensor]:
+    """A loop over the first dimension of the tensors given, which a graph holds as a loop (ONNX: Scan).
+
+    step(state, given at one time) -> (state, output). Returns the last state, and the outputs [T, …] in order of time.
+    """
+    from torch._higher_order_ops.scan import scan  # not yet among torch's public names
+
+    return scan(step, state, given, reverse=reverse)
 
 
 def initialise(model: nn.Module, init: str, forget_bias: float = 1.0) -> None:

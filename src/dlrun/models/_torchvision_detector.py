@@ -11,6 +11,9 @@ from torch import Tensor, nn
 # B batch, K boxes, D detections, A anchors of all levels; H x W pixels of the image
 
 
+_SAID = ("cls_logits", "bbox_regression", "bbox_ctrness")  # by a head of one stage
+
+
 class Detector(nn.Module):
     """The parts of a detector under the names they have in torchvision, so that published weights fit them.
 
@@ -77,8 +80,28 @@ class _BeforeSuppression(nn.Module):
         features = list(self.detector.get_submodule("backbone")(image).values())
         said = _heads(self.detector)[0](features)
         if isinstance(said, dict):
-            return tuple(said[name] for name in ("cls_logits", "bbox_regression", "bbox_ctrness") if name in said)
+            return tuple(said[name] for name in _SAID if name in said)
         return (*said, features)
+
+    def finish(self, said: tuple[Any, ...], image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See contracts.Unfinished: the detector on what was said, in place of what its own first part would say.
+
+        Anchors are laid out by the features, so of one-stage detectors the backbone is run here too.
+        """
+        detector = self.detector
+        replaced = {_heads(detector)[0]: dict(zip(_SAID, said, strict=False))}
+        if len(said) == 3 and isinstance(said[2], list):  # of two stages
+            levels = {str(index): level for index, level in enumerate(said[2])}
+            replaced = {_heads(detector)[0]: tuple(said[:2]), detector.get_submodule("backbone"): levels}
+        hooks = [
+            module.register_forward_hook(lambda _module, _given, _own, told=told: told)
+            for module, told in replaced.items()
+        ]
+        try:
+            return detector(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _heads(detector: nn.Module) -> list[nn.Module]:

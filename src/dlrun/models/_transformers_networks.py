@@ -65,6 +65,10 @@ class Classifier(nn.Module):
         """Itself: it takes and gives tensors."""
         return self
 
+    def published(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """See contracts.Publishable: the body, and the head, which reads what `pooling` makes of its states."""
+        return self.body, {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+
 
 class LanguageModel(nn.Module):
     """A logit for every token of the vocabulary at every place: of the next token, or (`is_causal` false) of the one
@@ -92,6 +96,10 @@ class LanguageModel(nn.Module):
     def exportable(self) -> nn.Module:
         """Itself: it takes and gives tensors."""
         return self
+
+    def published(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """See contracts.Publishable."""
+        return self.network, {}
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,10 @@ class Translator(nn.Module):
     def exportable(self) -> nn.Module:
         """Itself: it takes and gives tensors."""
         return self
+
+    def published(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """See contracts.Publishable."""
+        return self.network, {}
 
 
 # ---------------------------------------------------------------- the library's cache, and plain tensors

@@ -128,6 +128,10 @@ class _ToMaps(nn.Module):
     def forward(self, image: Tensor) -> Maps:
         return self.detector.maps(image)
 
+    def finish(self, said: Maps, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See contracts.Unfinished: the peaks of the maps."""
+        return self.detector.detections(Maps(*said), image.shape[-2], image.shape[-1])
+
 
 def _corner(cell: Tensor, width: int) -> Tensor:
     """[..., 2]: column and row of cells of a map this wide."""

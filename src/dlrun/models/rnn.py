@@ -36,7 +36,7 @@ class Rnn(nn.Module):
         return self.head(self.dropout(pooled))
 
     def exportable(self) -> nn.Module:
-        """The same weights without packing, for sequences of one length of padding."""
+        """The same weights without packing."""
         masked = copy.copy(self)
         masked.packed = False
         return masked

@@ -32,7 +32,7 @@ class RnnLanguage(nn.Module):
         return self.head(self.dropout(read(self.dropout(self.tokens(tokens_BT)))[0]))
 
     def exportable(self) -> nn.Module:
-        """The same weights in plain operations, for texts of one length."""
+        """The same weights in plain operations."""
         plain = copy.copy(self)
         plain.on_kernels = False
         return plain

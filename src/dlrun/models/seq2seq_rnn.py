@@ -95,11 +95,24 @@ class Seq2SeqRnn(nn.Module):
     def forward(self, source_BS: Tensor, source_lengths_B: Tensor, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V] of the token after each of the target's."""
         state = self.read(source_BS, source_lengths_B)
+        y_BTE = self.dropout(self.tokens(tokens_BT))
+        if torch.compiler.is_exporting():
+            return self.head(self._said_at_any_length(y_BTE, state))
         readouts = []
-        for y_BE in self.dropout(self.tokens(tokens_BT)).unbind(1):
+        for y_BE in y_BTE.unbind(1):
             readout_BR, state = self.decoder(y_BE, state)
             readouts.append(readout_BR)
         return self.head(self.dropout(torch.stack(readouts, dim=1)))
+
+    def _said_at_any_length(self, y_BTE: Tensor, state: State) -> Tensor:
+        """The readouts [B, T, R] by a loop that a graph holds as a loop."""
+
+        def say(before: tuple[Tensor, ...], y_BE: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            readout_BR, after = self.decoder(y_BE, State(state.memory, before[:-1], before[-1]))
+            return (*after.hidden, after.fed), readout_BR.clone()  # what is said may not be the state itself
+
+        _, readouts_TBR = _recurrent.over_time(say, (*state.hidden, state.fed), y_BTE.transpose(0, 1))
+        return readouts_TBR.transpose(0, 1)
 
     def read(self, source_BS: Tensor, source_lengths_B: Tensor) -> State:
         """The state before anything is said."""
@@ -108,7 +121,7 @@ class Seq2SeqRnn(nn.Module):
         return State(memory, hidden, states_BSM.new_zeros(source_BS.shape[0], self.head.in_features))
 
     def exportable(self) -> nn.Module:
-        """The same weights without packing, for sources and targets of one length each."""
+        """The same weights without packing."""
         masked = copy.copy(self)
         masked.packed = False
         return masked

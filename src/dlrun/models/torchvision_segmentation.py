@@ -29,10 +29,17 @@ class Segmenter(nn.Module):
         self.classifier = classifier
         self.aux_classifier = aux_classifier
         self.takes_levels = takes_levels
+        self.averages_all = any(type(part).__name__ == "ASPPPooling" for part in classifier.modules())
 
     def forward(self, x_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images to logits [B, K, h, w], an eighth or a sixteenth of their size (torchvision's own forward brings them
         to the images' size, a task does here); in training with an auxiliary classifier, a pair of such."""
+        if self.training and x_BCHW.shape[0] == 1 and self.averages_all:
+            raise DlrunError(
+                "model: DeepLab normalises one number a channel and picture over the batch, and a batch of one has no "
+                "deviation to train on",
+                "let every micro-batch hold 2 pictures and more: data.batch_size, train.accumulate",
+            )
         features = self.backbone(x_BCHW)
         logits = self.classifier(features if self.takes_levels else features["out"])
         if self.training and self.aux_classifier is not None:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from dlrun.contracts import Batch, DataSpec, Goal, Loss, Metric, Outputs, Row
 from dlrun.errors import DlrunError
+from dlrun.metrics.auroc import Auroc
 from dlrun.metrics.classification import Calibration, Classification, Confusion, PerClass
 from dlrun.tasks import _class_weights
 
@@ -36,6 +37,7 @@ def build(
     return ClassificationTask(spec, num_classes, label_smoothing, top_k, weights_C)
 
 
+_MOST_RANKED = 20  # classes; beyond it every example's probabilities take too much memory to keep
 _MOST_IN_A_TABLE = 200  # classes; beyond it nobody reads a confusion matrix
 
 
@@ -95,8 +97,10 @@ class ClassificationTask:
         return Outputs(batch["id"], {"log_probabilities": log_probabilities_BC} | known)
 
     def metrics(self) -> list[Metric]:
-        """loss, accuracy, top-k accuracy, macro F1, balanced accuracy, calibration error."""
-        found = [Classification(self.num_classes, self.top_k), PerClass(self.num_classes), Calibration()]
+        """loss, accuracy, top-k accuracy, macro F1, balanced accuracy, calibration error, and the area under the ROC
+        curve where there are few classes."""
+        found: list[Metric] = [Classification(self.num_classes, self.top_k), PerClass(self.num_classes), Calibration()]
+        found += [Auroc(self.num_classes)] if self.num_classes <= _MOST_RANKED else []
         return [*found, Confusion(self.num_classes)] if self.num_classes <= _MOST_IN_A_TABLE else found
 
     def rows(self, outputs: Outputs) -> list[Row]:

@@ -211,12 +211,12 @@ class DetectionTask:
                 picture = picture.resize((width, height))
             yield f"{name}.png", pictures.png_bytes(self._drawn(picture, outputs, index))
 
-    def index(self, names: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
+    def index(self, names: Sequence[str], pictures: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
         """predictions.json: every detection as COCO lists results, by names instead of numbers:
         {"file_name", "category", "bbox": [left, top, width, height], "score"}."""
         found = [
             {"file_name": name, "category": said["label"], "bbox": said["box"], "score": said["score"]}
-            for index, name in enumerate(names)
+            for index, name in enumerate(pictures)
             for said in self._objects(outputs, index, least=0.0)
         ]
         return "predictions.json", found

@@ -85,7 +85,7 @@ class RegressionTask:
         return Outputs(batch["id"], fields)
 
     def metrics(self) -> list[Metric]:
-        """loss, mse, mae and r2."""
+        """loss, mse, rmse, mae and r2."""
         return [Regression(self.num_targets, self._elementwise())]
 
     def rows(self, outputs: Outputs) -> list[Row]:

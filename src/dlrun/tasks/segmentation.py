@@ -180,7 +180,7 @@ class SegmentationTask:
             picture = to_pil(image_CHW).resize((width, height))
             yield f"{name}.overlay.png", png_bytes(overlay(picture, mask_HW, self.num_classes))
 
-    def index(self, names: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
+    def index(self, names: Sequence[str], pictures: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
         """predictions.json: the classes in order of their index, and of each picture its mask's file and shares."""
         predictions = [
             {"name": name, "mask": f"{name}.mask.png"} | {key: value for key, value in row.items() if key != "id"}

@@ -143,6 +143,11 @@ def _target(folder: Path, name: str) -> str | None:
     return f"{read_json(link / MANIFEST)['step']:08d}" if (link / MANIFEST).exists() else None
 
 
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints of a run, in ascending order; damaged ones too."""
+    return sorted(int(path.name) for path in _steps(folder))
+
+
 def damage(path: Path) -> str | None:
     """The name of the first file of a checkpoint that is not what its manifest says, or None."""
     try:

@@ -1,0 +1,266 @@
+"""What compressing changed, measured on this machine in one run: size, work, time, memory, energy, and the goal."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlrun.commands._terminal import number, table
+from dlrun.contracts import Batch, Outputs, Task
+from dlrun.predictor import TrainedModel
+from dlrun.training.energy import EnergyMeter
+
+_SECONDS = 1.0  # of measuring each of two rates, once it is warm
+_WATTS_A_CORE = 10.0  # a busy core of a server: about 200 W over 20 cores; said wherever it is used
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """parameters, nonzero: of weights as they compute.   macs: multiplications of one example; None if unknown."""
+
+    parameters: int
+    nonzero: int
+    macs: int | None
+
+
+def weigh(model: nn.Module, batch: Batch, inputs: tuple[str, ...], known: Weighed | None = None) -> Weighed:
+    """Count a model. known: what stands for a graph that hides its weights: the model it was made from."""
+    if known is not None and any(hasattr(part, "hides") for part in model.modules()):
+        return known
+    tensors = list(_weights(model))
+    parameters, nonzero = sum(t.numel() for t in tensors), sum(int(t.count_nonzero()) for t in tensors)
+    return Weighed(parameters, nonzero, _macs(model, batch, inputs) or (known.macs if known else None))
+
+
+def _weights(model: nn.Module) -> Iterator[Tensor]:
+    """Each weight once, kept in whatever form."""
+    hidden = {id(p) for part in model.modules() if isinstance(part, parametrize.ParametrizationList)
+              for p in part.parameters()}  # fmt: skip
+    yield from (parameter for parameter in model.parameters() if id(parameter) not in hidden)
+    for part in model.modules():
+        if parametrize.is_parametrized(part):
+            yield from (getattr(part, name) for name in part.parametrizations)  # type: ignore[union-attr]
+        elif hasattr(part, "weight_int8"):
+            int8: Any = part.weight_int8
+            yield int8
+
+
+def _macs(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> int | None:
+    """Multiply-accumulates of one example: matrix products and convolutions, as torch's counter sees them."""
+    one = [batch[name][:1] for name in inputs]
+    recurrent = any(isinstance(part, nn.RNNBase) for part in model.modules())  # its fused kernel is not counted
+    product = {torch.ops.aten._int_mm: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
+    was_training = model.training
+    model.eval()
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"), torch.no_grad(),
+            torch.backends.mkldnn.flags(enabled=not recurrent),
+            FlopCounterMode(display=False, custom_mapping=product) as counter,
+        ):  # fmt: skip
+            model(*one)
+        return counter.get_total_flops() // 2 or None
+    except Exception:  # whatever a model does that the counter cannot follow: nothing is claimed then
+        return None
+    finally:
+        model.train(was_training)
+
+
+# ---------------------------------------------------------------- time, memory, energy
+
+
+@dataclass(frozen=True)
+class Measured:
+    """latency: seconds of one example, median and 95th percentile.   rate: examples a second, in full batches.
+    memory_bytes: weights, and what a full batch needs beside them.   joules: of one example."""
+
+    latency: float
+    latency_p95: float
+    rate: float
+    memory_bytes: int
+    joules: float
+    energy_method: str
+
+
+def measure(predictor: TrainedModel, batches: list[Batch]) -> Measured:
+    """Time the model on full batches that lie on the device, and on single examples of them."""
+    models = [member.model for member in getattr(predictor, "members", [predictor])]
+    names, device = predictor.spec.inputs, predictor.device
+    full = [[batch[name] for name in names] for batch in batches]
+    single = [[part[index : index + 1] for part in full[0]] for index in range(min(16, len(full[0][0])))]
+    precision = predictor._precision
+
+    def run(inputs: list[Tensor]) -> None:
+        with precision.autocast():
+            for model in models:
+                model(*inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for model in models:
+        model.eval()
+    with torch.no_grad():
+        times = sorted(_timed(run, single))
+        memory = _peak(lambda: run(full[0]), device)
+        meter, busy, started = EnergyMeter(device), time.process_time(), time.perf_counter()
+        rates = _timed(run, full)
+        energy = _joules(meter, time.process_time() - busy)
+    seconds = time.perf_counter() - started
+    examples = len(full[0][0])
+    spent = sum(rates)
+    share = spent / seconds / max(1e-9, len(rates) * examples)  # warm-up is in the meter too
+    weights = sum(t.numel() * t.element_size() for model in models for t in model.state_dict().values())
+    middle = sorted(rates)[len(rates) // 2]
+    return Measured(times[len(times) // 2], times[int(0.95 * (len(times) - 1))], examples / middle,
+                    weights + memory, energy[0] * share, energy[1])  # fmt: skip
+
+
+def _timed(run: Callable[[list[Tensor]], None], inputs: list[list[Tensor]]) -> list[float]:
+    """Seconds of each call, for about a second after three calls that warm up."""
+    for index in range(3):
+        run(inputs[index % len(inputs)])
+    found, end = [], time.perf_counter() + _SECONDS
+    while time.perf_counter() < end or len(found) < 5:
+        started = time.perf_counter()
+        run(inputs[len(found) % len(inputs)])
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def _peak(run: Callable[[], None], device: torch.device) -> int:
+    """Bytes that a call needs for a while: of the device's allocator, or of the process as Linux counts its peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak
+    before = _status("VmRSS")
+    run()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+    return 0
+
+
+def _joules(meter: EnergyMeter, core_seconds: float) -> tuple[float, str]:
+    reading = meter.reading()
+    if isinstance(reading["joules"], float):
+        return reading["joules"], str(reading["method"])
+    return core_seconds * _WATTS_A_CORE, f"estimated: {_WATTS_A_CORE:.0f} W a busy core"
+
+
+# ---------------------------------------------------------------- before and after
+
+
+def side(
+    predictor: TrainedModel,
+    weighed: Weighed,
+    measured: Measured | None,
+    metrics: Mapping[str, float],
+    files: list[Path],
+) -> dict[str, Any]:
+    """One column of the table, by the names of --json."""
+    found = {
+        "bytes": sum(path.stat().st_size for path in files),
+        "parameters": weighed.parameters, "nonzero": weighed.nonzero, "macs": weighed.macs,
+        "metrics": dict(metrics),
+    }  # fmt: skip
+    if measured is None:
+        return found | {"latency_seconds": None}
+    return found | {
+        "latency_seconds": measured.latency, "latency_p95_seconds": measured.latency_p95,
+        "samples_per_second": measured.rate, "peak_memory_bytes": measured.memory_bytes,
+        "joules_per_sample": measured.joules, "energy_method": measured.energy_method,
+        "threads": torch.get_num_threads(), "device": str(predictor.device),
+    }  # fmt: skip
+
+
+def ratios(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float | None]:
+    """How many times smaller, or faster: above 1 is better."""
+    smaller = ("bytes", "parameters", "nonzero", "macs", "latency_seconds", "peak_memory_bytes", "joules_per_sample")
+    found = {name: _ratio(before.get(name), after.get(name)) for name in smaller}
+    return found | {"samples_per_second": _ratio(after.get("samples_per_second"), before.get("samples_per_second"))}
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
+
+
+def shown(before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, Any]) -> Any:
+    """The table for a person."""
+    rows = []
+    for name, title, unit in _ROWS:
+        if before.get(name) is not None or after.get(name) is not None:
+            each = [_said(side.get(name), unit) for side in (before, after)]
+            ratio = changed.get(name)
+            rows.append([title, *each, f"{ratio:.2f} x" if ratio else ""])
+    for name in after["metrics"]:
+        was, now = before["metrics"].get(name), after["metrics"][name]
+        rows.append(
+            [name, number(was) if was is not None else "", number(now), f"{now - was:+.4f}" if was is not None else ""]
+        )
+    return table(["", "before", "after", "better by"], rows)
+
+
+_ROWS = (
+    ("bytes", "bytes of the file", 1), ("parameters", "parameters", 1), ("nonzero", "not zero", 1),
+    ("macs", "multiply-adds", 1), ("latency_seconds", "latency p50, ms", 1e3),
+    ("latency_p95_seconds", "latency p95, ms", 1e3), ("samples_per_second", "examples a second", 1),
+    ("peak_memory_bytes", "peak memory, bytes", 1), ("joules_per_sample", "energy, mJ an example", 1e3),
+)  # fmt: skip
+
+
+def _said(value: float | None, unit: float) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,.0f}" if unit == 1 else f"{value * unit:.3f}"
+
+
+def remarks(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What the numbers do not say by themselves."""
+    found = []
+    zeros = 1 - after["nonzero"] / max(1, after["parameters"])
+    if zeros > 0.1 and after["macs"] == before["macs"] and zeros > 1.5 * (1 - before["nonzero"] / before["parameters"]):
+        found.append(
+            f"{zeros:.0%} of the weights are zero: that saves no time here, for they are multiplied all the same"
+        )
+    if str(after.get("energy_method", "")).startswith("estimated"):
+        found.append(f"energy is {after['energy_method']}")
+    return found
+
+
+def interval(task: Task, outputs: Outputs, resamples: int = 1000, seed: int = 0) -> list[float] | None:
+    """The goal's 95 % interval: percentiles of a bootstrap over examples; None of boxes. Of a goal that is no mean
+    over examples a tenth of the resamples are drawn."""
+    from dlrun.commands._ensemble_scores import by_row, goal_value
+
+    if "boxes" in outputs.fields:
+        return None
+    generator, size = torch.Generator().manual_seed(seed), len(outputs.ids)
+    rows_N = by_row(task, outputs)
+    drawn = []
+    for _ in range(resamples if rows_N is not None else max(10, resamples // 10)):
+        chosen_N = torch.randint(size, (size,), generator=generator)
+        if rows_N is not None:
+            drawn.append(float(rows_N[chosen_N].mean()))
+        else:
+            fields = {name: field[chosen_N] for name, field in outputs.fields.items()}
+            drawn.append(goal_value(task, Outputs(outputs.ids[chosen_N], fields)))
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return torch.quantile(torch.tensor(drawn, dtype=torch.float64), ends).tolist()

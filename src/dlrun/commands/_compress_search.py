@@ -1,0 +1,242 @@
+"""`dlrun compress --max-drop`: the strongest setting of a method whose validation drop stays within what is allowed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dlrun.commands import _compress_proof as proof
+from dlrun.commands._terminal import number, table
+from dlrun.config.schema import CompressionConfig
+from dlrun.contracts import Goal
+from dlrun.errors import DlrunError, Exit
+
+if TYPE_CHECKING:
+    from dlrun.commands._compress_work import Work
+
+_TRIES = 7  # the strongest, then bisection: 2^-6 of the range
+# Strength from 0 (the weakest) to 1 as settings of each method that has one.
+_STRENGTHS: dict[str, Callable[[float], dict[str, Any]]] = {
+    "prune_magnitude": lambda u: {"sparsity": 0.98 * u},
+    "prune_movement": lambda u: {"sparsity": 0.98 * u},
+    "prune_channels": lambda u: {"macs": 1 - 0.95 * u, "ratio": None},
+    "low_rank": lambda u: {"energy": 1 - 0.9 * u, "rank": None},
+    "cluster": lambda u: {"clusters": round(2 ** (8 - 7 * u))},
+    "drop_heads": lambda u: {"share": 0.9 * u},
+    "drop_layers": lambda u: {"share": 0.9 * u},
+}
+# Methods whose strength is how many layers they take, the least sensitive first.
+_BY_LAYERS = ("quantize_dynamic", "quantize_weights")
+
+
+@dataclass
+class Tried:
+    """One setting: what it gave on validation, and its cost. state: of the work when it was done."""
+
+    strength: float
+    settings: dict[str, Any]
+    value: float
+    drop: float
+    bytes: int
+    latency: float
+    model: nn.Module | None
+    done: list[dict[str, Any]]
+    weighed: Any
+    config: Any
+
+    def to_json(self, allowed: float) -> dict[str, Any]:
+        """For the result."""
+        return {"strength": self.strength, "settings": self.settings, "value": self.value, "drop": self.drop,
+                "bytes": self.bytes, "latency_seconds": self.latency, "passes": self.drop <= allowed}  # fmt: skip
+
+
+def strongest(work: Work, steps: dict[str, CompressionConfig], max_drop: str) -> nn.Module:
+    """The model of the strongest setting that passes. Raises: DlrunError with code GATE naming the nearest miss."""
+    goal = work.tools.task.goal
+    if "valid" not in work.predictor.dataset.splits:
+        raise DlrunError("--max-drop is measured on validation, and the data has no valid split", "data.valid_fraction")
+    before = work.tools.score(work.predictor.model)[goal.metric]
+    allowed = allowed_drop(max_drop, before)
+    name = _searched(steps)
+    names = list(steps)
+    for earlier in names[: names.index(name)]:
+        work.predictor.model = work.step(work.predictor.model, earlier, steps[earlier])
+    later = {each: steps[each] for each in names[names.index(name) :]}
+    drops = sensitivity(work, goal, before)
+    for layer, drop in drops[:5]:
+        work.reporter.note(f"  sensitive: {layer} loses {drop:.4g} when it alone is rounded to int4")
+    search = _Search(work, later, name, goal, before, allowed, drops)
+    tried = search.run()
+    return _chosen(work, tried, goal, before, allowed)
+
+
+def allowed_drop(text: str, before: float) -> float:
+    """How much of the goal may be lost: absolute in its own unit, or with % relative. Raises: DlrunError."""
+    try:
+        given = float(text.removesuffix("%"))
+    except ValueError as error:
+        raise DlrunError(f"--max-drop: '{text}' is no number", "0.01, or 1% for a share of the value") from error
+    if not 0 <= given < float("inf"):
+        raise DlrunError(f"--max-drop: {text} is not at least 0", "0.01, or 1% for a share of the value")
+    return abs(before) * given / 100 if text.endswith("%") else given
+
+
+def _searched(steps: Mapping[str, CompressionConfig]) -> str:
+    """The step whose strength is looked for: the first that has one, else the last."""
+    for name, step in steps.items():
+        if step.name in _STRENGTHS or step.name in _BY_LAYERS:
+            return name
+    return list(steps)[-1]
+
+
+def drop_of(goal: Goal, before: float, value: float) -> float:
+    """By how much a value is worse; negative where it is better."""
+    return before - value if goal.mode == "max" else value - before
+
+
+@torch.no_grad()
+def sensitivity(work: Work, goal: Goal, before: float) -> list[tuple[str, float]]:
+    """Each layer, and what validation loses when its weights alone are rounded to int4; the most sensitive first."""
+    from dlrun.compression._quantized import rounded, scales
+
+    model, found = work.predictor.model, []
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() < 2:
+            continue
+        kept = weight.detach().clone()
+        scale = scales(kept, 7)
+        weight.copy_(rounded(kept, scale, 7) * scale)
+        found.append((name, drop_of(goal, before, work.tools.score(model)[goal.metric])))
+        weight.copy_(kept)
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+@dataclass
+class _Search:
+    work: Work
+    steps: dict[str, CompressionConfig]
+    name: str
+    goal: Goal
+    before: float
+    allowed: float
+    drops: list[tuple[str, float]]
+
+    def run(self) -> list[Tried]:
+        """The strongest, and where that fails bisection between it and nothing."""
+        tried = [self.attempt(1.0)]
+        if tried[0].drop <= self.allowed or self._has_no_strength():
+            return tried
+        low, high = 0.0, 1.0
+        while len(tried) < _TRIES:
+            middle = (low + high) / 2
+            tried.append(self.attempt(middle))
+            passes = tried[-1].drop <= self.allowed
+            low, high = (middle, high) if passes else (low, middle)
+        return tried
+
+    def _has_no_strength(self) -> bool:
+        step = self.steps[self.name]
+        return step.name not in _STRENGTHS and step.name not in _BY_LAYERS
+
+    def settings(self, strength: float) -> dict[str, Any]:
+        """Of the method at a strength; layers that alone cost too much are left alone."""
+        step = self.steps[self.name]
+        if step.name in _BY_LAYERS:
+            spared = round((1 - strength) * len(self.drops))
+            return {"ignore": [layer for layer, _ in self.drops[:spared]]}
+        return _STRENGTHS[step.name](strength) if step.name in _STRENGTHS else {}
+
+    def attempt(self, strength: float) -> Tried:
+        """Try one strength on a copy, with the steps that follow."""
+        work, settings = self.work, self.settings(strength)
+        done, weighed, step, config = list(work.done), work.weighed, work.tools.step, work.config
+        model = copy.deepcopy(work.predictor.model)
+        for name, given in self.steps.items():
+            changed = replace(given, options=given.options | settings) if name == self.name else given
+            model = self._stepped(model, name, changed)
+        value = work.tools.score(model)[self.goal.metric]
+        drop = drop_of(self.goal, self.before, value)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        tried = Tried(
+            strength, settings, value, drop, size, _latency(work, model), model, work.done, work.weighed, work.config
+        )
+        work.done, work.weighed, work.config = done, weighed, config
+        work.tools.step = max(step, work.tools.step)
+        verdict = "passes" if drop <= self.allowed else "loses too much"
+        shown = ", ".join(f"{key}={number(value)}" for key, value in settings.items() if value is not None)
+        work.reporter.note(f"  {shown or self.name}: valid/{self.goal.metric} {value:.4f}, {verdict}")
+        if drop > self.allowed:
+            tried.model = None  # not to hold what is not wanted
+        return tried
+
+    def _stepped(self, model: nn.Module, name: str, step: CompressionConfig) -> nn.Module:
+        """A step; a layer that the method has no say over is not among those it can leave alone."""
+        while True:
+            try:
+                return self.work.step(model, name, step)
+            except DlrunError as error:
+                layer = _unknown_layer(error.message, step.options.get("ignore") or [])
+                if layer is None:
+                    raise
+                left = [one for one in step.options["ignore"] if one != layer]
+                step = replace(step, options=step.options | {"ignore": left})
+
+
+def _unknown_layer(message: str, ignored: list[str]) -> str | None:
+    """The layer that `ignore` names and the method does not have."""
+    return next((layer for layer in ignored if f"no layer is called '{layer}'" in message), None)
+
+
+def _latency(work: Work, model: nn.Module) -> float:
+    inputs = [work.batch[name][:1] for name in work.predictor.spec.inputs]
+    with torch.no_grad():
+        times = sorted(proof._timed(lambda given: model.eval()(*given), [inputs]))
+    return times[len(times) // 2]
+
+
+def _chosen(work: Work, tried: list[Tried], goal: Goal, before: float, allowed: float) -> nn.Module:
+    front = pareto(tried, goal)
+    work.reporter.note(f"valid/{goal.metric} was {before:.4f}; at most {allowed:.4g} may be lost. The front:")
+    rows = [[", ".join(f"{k}={number(v)}" for k, v in each.settings.items() if v is not None), each.value, each.bytes,
+             f"{each.latency * 1e3:.3f}", "passes" if each.drop <= allowed else ""] for each in front]  # fmt: skip
+    work.reporter.console.print(table(["setting", f"valid/{goal.metric}", "bytes", "latency, ms", ""], rows))
+    passing = [each for each in tried if each.drop <= allowed and each.model is not None]
+    if not passing:
+        near = min(tried, key=lambda each: each.drop)
+        said = ", ".join(f"{key}={number(value)}" for key, value in near.settings.items() if value is not None)
+        raise DlrunError(
+            f"--max-drop: no setting loses at most {allowed:.4g} of valid/{goal.metric}; the nearest loses "
+            f"{near.drop:.4g}" + (f" ({said})" if said else ""),
+            "allow more, fine-tune for longer, or choose a gentler method",
+            Exit.GATE,
+        )
+    best = max(passing, key=lambda each: each.strength)
+    work.done, work.weighed, work.config = best.done, best.weighed, best.config
+    work.extra["search"] = {
+        "max_drop": allowed, "before": before, "tried": [each.to_json(allowed) for each in tried],
+        "front": [each.to_json(allowed) for each in front], "chosen": best.settings,
+    }  # fmt: skip
+    assert best.model is not None
+    return best.model
+
+
+def pareto(tried: list[Tried], goal: Goal) -> list[Tried]:
+    """Those that no other is at least as good as in the goal, bytes and latency, and better in one of them."""
+    sign = -1.0 if goal.mode == "max" else 1.0
+
+    def costs(each: Tried) -> tuple[float, float, float]:
+        return sign * each.value, each.bytes, each.latency
+
+    def beaten(each: Tried) -> bool:
+        own = costs(each)
+        return any(
+            costs(other) != own and all(a <= b for a, b in zip(costs(other), own, strict=True)) for other in tried
+        )
+
+    return sorted((each for each in tried if not beaten(each)), key=lambda each: each.bytes)

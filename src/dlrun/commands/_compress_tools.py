@@ -1,0 +1,180 @@
+"""What `dlrun compress` lends its methods: the run's data, the training loop, the metrics, teachers, students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlrun import assembly, build, predictor, runs
+from dlrun.config import convert
+from dlrun.config.durations import Duration
+from dlrun.config.schema import RunConfig
+from dlrun.contracts import Batch, Predictor, Task, Transferred
+from dlrun.errors import DlrunError
+from dlrun.predictor import TrainedModel
+from dlrun.randomness import permutation
+from dlrun.registry import Registry
+from dlrun.training import checkpoint
+from dlrun.training.batches import Feed, placer
+from dlrun.training.distributed import World
+from dlrun.training.evaluate import batches, evaluate
+from dlrun.training.guards import caught_signals, deterministic, memory_errors
+from dlrun.training.loop import Engine, fit
+from dlrun.training.metrics_log import MetricsLog
+from dlrun.training.precision import Precision
+from dlrun.training.state import Progress, State, seed_generators
+
+
+class Interrupted(BaseException):
+    """A signal ended a fine-tuning. name: SIGINT or SIGTERM."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class CompressionTools:
+    """See contracts.CompressionTools. begin: makes the run, once it is sure that a method applies."""
+
+    def __init__(
+        self, source: TrainedModel, config: RunConfig, registry: Registry, folder: Path, reporter: Any,
+        begin: Callable[[], runs.Run],
+    ) -> None:  # fmt: skip
+        self.seed, self.spec, self.device = config.seed, source.spec, source.device
+        self.task: Task = build.task(config.task, registry, source.spec)
+        self.source = source.run.id
+        self.augments = bool(config.data.augment)
+        self.step = source.step  # of the weights now; fine-tuning moves it
+        self._source, self._config, self._registry, self._folder = source, config, registry, folder
+        self._reporter, self._begin = reporter, begin
+        self._world = World(0, 1, source.device)
+        self._precision = Precision.of(config.train.precision, source.device)
+        self._place = placer(source.device, config.hardware.channels_last)
+
+    def batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
+        """See contracts."""
+        data = self._source.dataset
+        rows = permutation(len(data.split(split)), "calibration", self.seed)[:limit]
+        for part in rows.split(self._config.data.batch_size):
+            batch = data.split(split).gather(part)
+            if len(batch["id"]):
+                yield data.inputs.prepare(self._place(batch))
+
+    def score(self, model: nn.Module, split: str = "valid") -> dict[str, float]:
+        """See contracts."""
+        data = self._source.dataset
+        size = 2 * self._config.data.batch_size
+        stream = batches(data.split(split), data.inputs, batch_size=size, place=self._place)
+        return evaluate(model, self.task, stream, self._precision, self._world)
+
+    def predictor(self, reference: str) -> Predictor:
+        """See contracts."""
+        found = predictor.load(runs.find(self._folder, reference).folder, self.device.type, self._registry)
+        for member in getattr(found, "members", [found]):
+            member._dataset = self._source.dataset if member.config.data == self._source.config.data else None
+        return found
+
+    def make_model(self, config: Mapping[str, Any]) -> nn.Module:
+        """See contracts."""
+        made = build.model(convert.to_model(config, self._registry), self._registry, self.spec, self.seed)
+        return made.to(self.device)
+
+    def finetune(
+        self,
+        model: nn.Module,
+        duration: str,
+        *,
+        task: Task | None = None,
+        lr_scale: float = 0.1,
+        after_step: Callable[[int, int], None] | None = None,
+    ) -> nn.Module:
+        """See contracts. No average of the weights is kept: what a method holds still would not be still in it."""
+        if not trainable(model):
+            raise DlrunError(
+                "these weights are not kept as floats: they cannot be trained",
+                "let the step that trains come before the one that quantizes: compression=[…]",
+            )
+        length = Duration.parse(duration)
+        if length.unit in ("seconds", "percent") or not length.value:
+            raise DlrunError(f"fine-tuning for '{duration}': write epochs or steps", '"2 epochs"')
+        config, world = self._config, self._world
+        train = replace(config.train, duration=length, ema=None, pictures=0)
+        limits = (config.data.batch_size, config.train.accumulate)
+        log = _Onwards(self._begin(), self.step)
+        with deterministic(train.deterministic), memory_errors(world.device, *limits):
+            engine = self._engine(model, replace(config, train=train), task or self.task, lr_scale, log)
+            if after_step is not None:
+                total = engine.plan.total or 0
+                engine.after_step.append(lambda step, _: after_step(step, total) or {})
+            seed_generators(config.seed, world.rank)
+            self._reporter.begin(engine.plan, 0)
+            try:
+                with caught_signals(engine.signals):
+                    ended = fit(engine)
+            finally:
+                self._reporter.end()
+                log.close()
+        self.step += engine.state.progress.step
+        if ended in ("SIGINT", "SIGTERM"):
+            raise Interrupted(ended)
+        return self._with_best(model)
+
+    def _engine(self, model: nn.Module, config: RunConfig, task: Task, lr_scale: float, log: Any) -> Engine:
+        data, registry, world = self._source.dataset, self._registry, self._world
+        parts = getattr(task, "parts", None)
+        grouped = build.optimizer(config.optimizer, registry, Transferred(model), parts)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+        state = State(model, grouped.optimizer, self._precision, None, parts, Progress(loss_sum=loss_sum), world)
+        augment = build.augmentation(config.data, registry, data.spec)
+        feed = Feed(data.split("train"), data.inputs, augment, config.data.batch_size, config.train.accumulate,
+                    config.seed, config.data.workers, world, self._place)  # fmt: skip
+        plan = build.plan(config.train, feed.steps_per_epoch)
+        self._best: dict[str, torch.Tensor] | None = None
+
+        def save(best: bool) -> None:
+            if best:
+                tensors = checkpoint.model_tensors(model)
+                self._best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+        schedule = build.schedule(config.schedule, registry, plan, feed.steps_per_epoch)
+        return Engine(
+            model=assembly.wrapped(model, config, world), task=task, state=state, feed=feed, plan=plan,
+            schedule=schedule, precision=self._precision, log=log, reporter=self._reporter, save=save,
+            evaluate=lambda: self._valid(model),
+            lr_scales=[lambda fraction, own=own: lr_scale * own(fraction) for own in grouped.lr_scales],
+        )  # fmt: skip
+
+    def _valid(self, model: nn.Module) -> dict[str, float]:
+        if "valid" not in self._source.dataset.splits:
+            return {}
+        return {f"valid/{name}": value for name, value in self.score(model).items()}
+
+    def _with_best(self, model: nn.Module) -> nn.Module:
+        if self._best is not None:
+            checkpoint.load_model(model, self._best, "the best weights of the fine-tuning")
+            self._best = None
+        return model.eval()
+
+
+def trainable(model: nn.Module) -> bool:
+    """Whether gradients reach a model's weights: layers that are kept in integers say `trains = False`."""
+    parts = (getattr(part, "trains", True) for part in model.modules())
+    return all(trains is not False for trains in parts) and any(p.requires_grad for p in model.parameters())
+
+
+class _Onwards:
+    """The run's metrics, at steps that go on from those of the source and of earlier fine-tunings."""
+
+    def __init__(self, run: runs.Run, first: int) -> None:
+        self._log, self._first = MetricsLog(run.metrics_file, first), first
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._log.write(self._first + step, values)
+
+    def close(self) -> None:
+        self._log.close()

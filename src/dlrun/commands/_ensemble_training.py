@@ -1,0 +1,80 @@
+"""Members that are trained for an ensemble: one config in several variations, children of one parent run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from dlrun import runs
+from dlrun.commands import _ensemble_members as members_of
+from dlrun.commands import _making as making
+from dlrun.commands import _seeds
+from dlrun.commands.train import Options, composed
+from dlrun.config import check, convert
+from dlrun.config.compose import compose_on
+from dlrun.config.schema import RunConfig
+from dlrun.contracts import OfCheckpoints
+from dlrun.errors import DlrunError, Exit
+
+Found = list[tuple[runs.Run, int | None]]
+
+
+class Stopped(Exception):
+    """A signal ended the training. code: of the command."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def trained(words: Sequence[str], overrides: Sequence[str], method: Any, options: Options, reporter: Any) -> Found:
+    """Train the members of a method. words: at most one run, whose config is varied; else that of the overrides.
+
+    Raises: DlrunError for several runs; Stopped.
+    """
+    config = _config(words, overrides, options)
+    trainings = method.trainings(config.seed, config.train.duration.text)
+    if isinstance(method, OfCheckpoints):
+        own = _varied(config, trainings[0], options)
+        run = making.new_run(own, options.registry, options.runs, verb="train", reporter=reporter)
+        reporter.note(f"run {run.short_id}: {own.model.name} on {own.data.name}, {own.train.duration}")
+        ended = making.execute(run, own, options.registry, reporter)
+        if ended.signal:
+            then = f"dlrun ensemble {' '.join(f'{run.short_id}@STEP' for _ in range(2))} …"
+            _stop(ended.signal, f"dlrun train --resume {run.short_id}, and then {then}", reporter)
+        return members_of.checkpoints_of(ended.run, method.checkpoints)
+    parent = making.new_run(config, options.registry, options.runs, verb="seeds", reporter=reporter)
+    seeds = [_varied(config, each, options).seed for each in trainings]
+    _seeds.write_plan(parent, seeds, trainings)
+    parent, signal = _seeds.train_children(parent, config, options, reporter)
+    if signal:
+        then = f"dlrun train --resume {parent.short_id}, and then dlrun ensemble {parent.short_id}"
+        _stop(signal, then, reporter)
+    return members_of.references([parent.id], options, None)
+
+
+def _stop(signal: str, then: str, reporter: Any) -> None:
+    reporter.note(f"stopped by {signal}; go on with: {then}")
+    raise Stopped(int(Exit.INTERRUPTED if signal == "SIGINT" else Exit.TERMINATED))
+
+
+def _config(words: Sequence[str], overrides: Sequence[str], options: Options) -> RunConfig:
+    if len(words) > 1:
+        raise DlrunError(
+            "this method trains its members itself, as the config of one run says", "name one run, or none"
+        )
+    if words:
+        plain = check.read_plain(runs.find(options.runs, words[0]).folder)
+        values = compose_on(plain, overrides, config_dir=options.config_dir).values if overrides else plain
+        config = making.resolved(convert.to_config(values, options.registry), options.runs)
+    else:
+        config = composed(overrides, options)
+    data = config.data
+    if "split_seed" in data.options and data.options["split_seed"] is None:  # members must hold out the same rows
+        config = replace(config, data=replace(data, options=data.options | {"split_seed": config.seed}))
+    return config
+
+
+def _varied(config: RunConfig, overrides: Sequence[str], options: Options) -> RunConfig:
+    return _seeds.varied(config, overrides, options)

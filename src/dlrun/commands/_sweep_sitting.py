@@ -1,0 +1,331 @@
+"""One sitting of a sweep: gives its workers trials, hears what becomes of them, keeps the best."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dlrun import runs
+from dlrun.commands import _making as making
+from dlrun.commands import _sweep_plan as plans
+from dlrun.commands._sweep_plan import Plan
+from dlrun.commands._sweep_view import View
+from dlrun.commands._sweep_workers import Worker, Workers
+from dlrun.config import check
+from dlrun.config.space import overrides
+from dlrun.errors import DlrunError, Exit
+
+if TYPE_CHECKING:
+    import optuna
+
+    from dlrun.commands._sweep_study import Study
+    from dlrun.commands.train import Options
+
+_PATIENCE_SECONDS = 5.0  # with a worker whose line is dead
+_MOST_RESTARTS = 2  # of one trial, where its worker died
+_STUDY = "study.jsonl"
+
+
+@dataclass(eq=False)
+class Job:
+    """A trial that is being trained."""
+
+    trial: optuna.Trial
+    child: runs.Run
+    text: str  # its overrides
+    mirror: Any
+    restarts: int = 0
+
+
+class Sitting:
+    """From where a sweep's study is until its trials are done.
+
+    sweep_id: whose trials these are.  home: the run whose folder this sitting writes to: the sweep's own, or the one
+    of a machine that joined.
+    """
+
+    def __init__(self, sweep_id: str, home: runs.Run, plan: Plan, options: Options, workers: int, view: View) -> None:
+        self.sweep_id, self.home, self.plan, self.options, self.view = sweep_id, home, plan, options, view
+        self.joined = home.id != sweep_id
+        gpus, hardware = len(making.hardware()["gpus"]), check.read_plain(home.folder)["hardware"]
+        self.workers = Workers(workers, options.registry, home.folder, gpus, hardware)
+        try:
+            self.study = self._study()
+            self.waiting = self._interrupted()
+        except BaseException:
+            self.workers.close()
+            raise
+
+    def run(self) -> None:
+        """Until every trial has ended. Raises: DlrunError if none succeeded, or too many failed."""
+        try:
+            with self.view.shown(self.study):
+                while self._give_work() or self._busy() or self._awaited():
+                    self._hear()
+                    self.view.update([worker for worker in self.workers.all if worker.job])
+        finally:
+            self.workers.close()
+            for worker in self.workers.all:
+                if worker.job is not None:
+                    self._let_go(worker)
+        if not self.joined:
+            self._finish()
+
+    # ------------------------------------------------ before
+
+    def _study(self) -> Study:
+        from dlrun.commands._sweep_study import Study, objectives
+
+        chased = objectives(self.plan.search.objectives or [self._goal()])
+        storage = self.plan.search.storage or self.home.folder / _STUDY
+        study = Study(
+            self.sweep_id, storage, self.plan.search, self.plan.space, chased, self.options.registry, self.home.id
+        )
+        if self.plan.search.storage and not self.joined:
+            study.publish(self.plan.to_json())
+        return study
+
+    def _goal(self) -> str:
+        """What the task chases, asked of the first worker (which then has the data)."""
+        stored = self.home.folder / "goal.json"
+        if not stored.exists():
+            first = self.workers.all[0]
+            first.send(look=str(self.home.folder))
+            while True:
+                _, event = self.workers.heard.get()
+                if event is None:
+                    raise DlrunError(f"a worker of the sweep died: see {self.home.folder / 'workers.log'}")
+                if event["event"] == "failed":
+                    raise DlrunError(event["message"], event["hint"], Exit(event["code"]))
+                if event["event"] == "goal":
+                    runs.write_json(stored, {"goal": f"{event['name']}:{event['mode']}"})
+                    break
+        return runs.read_json(stored)["goal"]
+
+    def _interrupted(self) -> list[tuple[optuna.Trial, runs.Run]]:
+        """Trials that an earlier sitting left running, to go on with; those that had ended are told so."""
+        left = []
+        by_number = {child.folder: child for child in self._children()}
+        numbers = {
+            runs.read_json(folder / "trial.json")["number"]: child
+            for folder, child in by_number.items()
+            if (folder / "trial.json").exists()
+        }
+        for frozen in self.study.trials:
+            if frozen.state.is_finished():
+                continue
+            if not self._ours(frozen):
+                continue
+            child = numbers.get(frozen.number)
+            if child is None:
+                self.study.lose(frozen)
+                continue
+            trial = self.study.again(frozen)
+            if child.result and child.status != "RUNNING":
+                self._tell(trial, making.finish(child, "FINISHED", child.record.reason or "complete"))
+            else:
+                left.append((trial, child))
+        return left
+
+    def _ours(self, frozen: optuna.trial.FrozenTrial) -> bool:
+        """Whether a running trial is of this sitting, or of one in this folder that is over."""
+        sitting = frozen.user_attrs.get("sitting", self.sweep_id)
+        folder = self.options.runs / sitting / "artifacts"
+        return sitting == self.home.id or (folder.is_dir() and not runs.is_held(folder))
+
+    def _children(self) -> list[runs.Run]:
+        return [run for run in runs.listing(self.options.runs) if self.sweep_id in run.record.parents]
+
+    # ------------------------------------------------ giving work
+
+    def _busy(self) -> bool:
+        return any(worker.job is not None for worker in self.workers.all)
+
+    def _awaited(self) -> bool:
+        """Whether other machines still train: the sweep is not over before they are done."""
+        return bool(self.plan.search.storage) and not self.joined and bool(self.study.elsewhere())
+
+    def _give_work(self) -> bool:
+        """Give every free worker a trial; False if there was nothing to give."""
+        given = False
+        for worker in self.workers.all:
+            while worker.job is None and (self.waiting or len(self.study.trials) < self.study.budget):
+                given |= self._begin(worker)
+        return given
+
+    def _begin(self, worker: Worker) -> bool:
+        if self.waiting:
+            trial, child = self.waiting.pop(0)
+            making.note_resume(child, {})
+            self._start(worker, trial, child, runs.read_json(child.folder / "trial.json")["overrides"])
+            return True
+        asked = self.study.ask()
+        if asked is None:
+            return False
+        trial, values = asked
+        chosen = overrides(self.plan.space, values)
+        try:
+            config = plans.config_of([*self.plan.fixed, *chosen], self.plan, self.options, f"trial {trial.number}")
+        except DlrunError as error:
+            self.view.note(f"trial {trial.number}  {' '.join(chosen)}  failed: {error.message.splitlines()[0]}")
+            self.study.told(trial, None, error.message.splitlines()[0], pruned=False)
+            self._stop_if_hopeless()
+            return False
+        child = making.new_run(
+            config, self.options.registry, self.options.runs, verb="train", nested_under=self.sweep_id,
+            reporter=self.view, tags={"dlrun.trial": str(trial.number)},
+        )  # fmt: skip
+        runs.write_json(child.folder / "trial.json", {"number": trial.number, "overrides": chosen})
+        self.study.bind(trial, child.id, chosen)
+        self.home = self.home.update(children=(*self.home.record.children, child.id))
+        self._start(worker, trial, child, chosen)
+        return True
+
+    def _start(self, worker: Worker, trial: optuna.Trial, child: runs.Run, chosen: Sequence[str]) -> None:
+        from dlrun import tracking
+
+        child = child.update(status="RUNNING", reason="", ended=None)
+        tracking.set_running(child.folder)
+        mirror = tracking.Mirror(child.folder, report=self.view.note)
+        mirror.start()
+        worker.job, worker.latest = Job(trial, child, " ".join(chosen), mirror), {}
+        worker.send(run=str(child.folder))
+
+    # ------------------------------------------------ hearing
+
+    def _hear(self) -> None:
+        import queue
+
+        if self.plan.search.storage:
+            self.study.beat()
+        try:
+            worker, event = self.workers.heard.get(timeout=1.0)
+        except queue.Empty:
+            return
+        if worker is not self.workers.all[worker.index]:
+            return  # a word of one that was replaced
+        if event is None:
+            self._died(worker)
+        elif event["event"] in ("step", "evaluated"):
+            worker.latest |= event
+            if event["event"] == "evaluated":
+                worker.send(prune=self.study.prune(worker.job.trial, event["step"], event["values"]))
+        elif event["event"] == "ended":
+            self._ended(worker, event["ended"])
+        elif event["event"] == "failed":
+            self._failed(worker, event["message"].splitlines()[-1])
+
+    def _died(self, worker: Worker) -> None:
+        """Go on with its trial in a new process; a trial that kills its workers fails."""
+        job, how = worker.job, worker.process.end(_PATIENCE_SECONDS)
+        fresh = self.workers.replace(worker)
+        if job is None:
+            return
+        if job.restarts >= _MOST_RESTARTS:
+            fresh.job = job
+            self._failed(fresh, f"its process ended by {how}, {job.restarts + 1} times")
+            return
+        self.view.note(f"trial {job.trial.number}: its process ended by {how}; it goes on from its checkpoint")
+        job.mirror.close(timeout_seconds=10)
+        making.note_resume(job.child, {})
+        self._start(fresh, job.trial, job.child, job.text.split())
+        fresh.job.restarts = job.restarts + 1
+
+    def _ended(self, worker: Worker, how: str) -> None:
+        job: Job = worker.job
+        job.mirror.close(timeout_seconds=10)
+        worker.job = None
+        if how in ("SIGINT", "SIGTERM"):
+            making.finish(job.child, "KILLED", how)
+            return
+        reason = f"pruned at step {worker.latest.get('step')}" if how == "pruned" else how
+        self._tell(job.trial, making.finish(runs.load(job.child.folder), "FINISHED", reason))
+
+    def _tell(self, trial: optuna.Trial, child: runs.Run) -> None:
+        self.study.told(trial, child.result, child.record.reason, pruned=(child.folder / "pruned.json").exists())
+        self.view.ended(self.study, trial.number, child)
+        self._keep_the_best()
+
+    def _failed(self, worker: Worker, reason: str) -> None:
+        job: Job = worker.job
+        job.mirror.close(timeout_seconds=10)
+        worker.job = None
+        making.finish(runs.load(job.child.folder), "FAILED", reason)
+        self.study.told(job.trial, None, reason, pruned=False)
+        self.view.note(f"trial {job.trial.number}  {job.text}  failed: {reason}")
+        self._stop_if_hopeless()
+
+    def _stop_if_hopeless(self) -> None:
+        failed, most = self.study.failed(), self.plan.search.max_failures
+        if most is not None and len(failed) >= most:
+            last = failed[-1].user_attrs["reason"]
+            raise DlrunError(
+                f"{len(failed)} trials failed (search.max_failures={most}); the last: {last}",
+                f"more are tried with search.max_failures=null; go on: dlrun sweep --resume {self.sweep_id[:8]}",
+                Exit.TRAINING,
+            )
+
+    def _let_go(self, worker: Worker) -> None:
+        """A trial that was stopped with the sweep: it goes on when the sweep does."""
+        worker.job.mirror.close(timeout_seconds=2)
+        child = runs.load(worker.job.child.folder)
+        if not child.result:
+            making.finish(child, "KILLED", "the sweep was stopped")
+
+    # ------------------------------------------------ weights and results
+
+    def _keep_the_best(self) -> None:
+        """Only the best trials' weights stay on the disk."""
+        ended = [trial for trial in self.study.trials if trial.state.is_finished()]
+        kept = {trial.number for trial in self.study.ranked()[: self.plan.search.keep]}
+        for trial in ended:
+            run_id = trial.user_attrs.get("run")
+            folder = self.options.runs / str(run_id) / "artifacts"
+            if trial.number not in kept and run_id and (folder / "checkpoints").is_dir():
+                runs.write_json(folder / "removed.json", {"by": self.sweep_id, "keep": self.plan.search.keep})
+                shutil.rmtree(folder / "checkpoints")
+
+    def _finish(self) -> None:
+        from dlrun import serving
+
+        ranked = self.study.ranked()
+        if not ranked:
+            failed = self.study.failed()
+            reason = failed[0].user_attrs.get("reason", "") if failed else "all were pruned"
+            raise DlrunError(f"no trial succeeded; the first: {reason}", "see: dlrun runs", Exit.TRAINING)
+        for trial in ranked[: self.plan.search.keep]:
+            folder = self.options.runs / trial.user_attrs["run"] / "artifacts"
+            if folder.is_dir():  # another machine's has a folder there
+                serving.write_mlmodel(folder, run_id=trial.user_attrs["run"])
+        best, chased = ranked[0], self.study.chased[0]
+        chosen = [*self.plan.fixed, *best.user_attrs["overrides"]]
+        comment = f"The best trial of sweep {self.sweep_id[:8]}."
+        (self.home.folder / "best.yaml").write_text(plans.experiment_of(chosen, self.plan, self.options, comment))
+        runs.write_json(self.home.folder / "result.json", {
+            **best.user_attrs.get("result", {}),
+            "goal": {"name": chased.name, "mode": chased.mode, "value": best.values[0], "split": "valid"},
+            "seconds": time.time() - self.home.record.created, "trials": trial_rows(self.study),
+            "best": {"number": best.number, "run": best.user_attrs["run"], "overrides": chosen},
+        })  # fmt: skip
+
+
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """One plain mapping a trial, in order of their numbers."""
+    return [
+        {
+            "number": trial.number,
+            "run": trial.user_attrs.get("run"),
+            "state": trial.state.name.lower(),
+            "values": list(trial.values)
+            if trial.values
+            else [trial.user_attrs["value"]]
+            if "value" in trial.user_attrs
+            else [],
+            "settings": dict(trial.params),
+            "reason": trial.user_attrs.get("reason", ""),
+        }
+        for trial in study.trials
+    ]

@@ -1,0 +1,1 @@
+"""How a trained model gets smaller: one file a method, each `build(spec, *, settings)` giving a Compressor."""

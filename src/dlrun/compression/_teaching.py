@@ -1,0 +1,195 @@
+"""A task that learns from a teacher beside the truth: what the models say, and the features under their heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlrun.compression import _layers
+from dlrun.contracts import NO_TARGET, Batch, DataSpec, Loss, Metric, Outputs, Row, Task
+from dlrun.errors import DlrunError
+
+# B batch, K classes (or labels, targets, tokens of a vocabulary); in front of K maybe times or behind it pixels
+
+_CACHE_BYTES = 2**28  # of a teacher's answers
+
+
+class Teacher:
+    """One model or several, whose probabilities are averaged. remembers: answers are kept by id, for examples that
+    are never changed."""
+
+    def __init__(self, models: Sequence[nn.Module], spec: DataSpec, temperature: float, remembers: bool) -> None:
+        self.models = [model.eval().requires_grad_(False) for model in models]
+        self.spec, self.temperature = spec, temperature
+        self._known: dict[int, Tensor] | None = {} if remembers else None
+
+    @torch.no_grad()
+    def says(self, batch: Batch) -> Tensor:
+        """Softened log-probabilities; of several labels probabilities; of numbers the numbers."""
+        ids = batch["id"].tolist()
+        if self._known is not None and all(one in self._known for one in ids):
+            return torch.stack([self._known[one] for one in ids]).to(batch["id"].device)
+        said = [softened(answer(model, self.spec, batch), self.spec, self.temperature) for model in self.models]
+        together = torch.stack(said)
+        if kind(self.spec) == "classes":
+            mean = together.logsumexp(0) - torch.log(torch.tensor(float(len(said))))
+        else:
+            mean = together.mean(0)
+        self._remember(ids, mean)
+        return mean
+
+    def _remember(self, ids: list[int], said: Tensor) -> None:
+        if self._known is None:
+            return
+        if said.dim() != 2 or len(self._known) * said[0].numel() * 4 > _CACHE_BYTES:
+            self._known = None  # times and pixels are many, and padded to each batch's own size
+            return
+        self._known |= dict(zip(ids, said.cpu(), strict=True))
+
+
+def answer(model: Any, spec: DataSpec, batch: Batch) -> Tensor:
+    """The logits, or the numbers, of a model."""
+    return _first(model(*[batch[name] for name in spec.inputs]))
+
+
+def _first(said: Any) -> Tensor:
+    if isinstance(said, dict):
+        said = next(iter(said.values()))
+    while isinstance(said, list | tuple):
+        said = said[0]
+    if not isinstance(said, Tensor):
+        raise DlrunError("distill: what this model says is no tensor of logits", "there is no way to distil it yet")
+    return said
+
+
+def kind(spec: DataSpec) -> str:
+    """What a model's numbers are: of classes, of several labels, or numbers."""
+    return "numbers" if "targets" in spec.sizes else "labels" if "labels" in spec.sizes else "classes"
+
+
+def softened(logits: Tensor, spec: DataSpec, temperature: float) -> Tensor:
+    """Log-probabilities of classes at a temperature, probabilities of labels, numbers as they are."""
+    form = kind(spec)
+    if form == "numbers":
+        return logits.float()
+    if form == "labels":
+        return (logits.float() / temperature).sigmoid()
+    return (logits.float() / temperature).log_softmax(1 if logits.dim() == 4 else -1)
+
+
+class Taught:
+    """A task with a teacher: (1 - weight) of its own loss, and weight of the distance to what the teacher says.
+
+    Of classes T^2 KL(teacher || student) at temperature T, of labels T^2 cross-entropy, of numbers the square.
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2. Features: Romero et al.
+    2015, "FitNets", section 2.2, with a linear map where widths differ.
+    """
+
+    def __init__(self, task: Task, teacher: Teacher, weight: float, features: Features | None) -> None:
+        self.task, self.teacher, self.weight, self.features = task, teacher, weight, features
+        self.goal, self.additive = task.goal, task.additive
+        if features is not None:
+            self.parts = features.map
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def count(self, batch: Batch) -> int:
+        return self.task.count(batch)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        return self.task.outputs(model, batch)
+
+    def metrics(self) -> list[Metric]:
+        return self.task.metrics()
+
+    def rows(self, outputs: Outputs) -> list[Row]:
+        return self.task.rows(outputs)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """As the task's; one pass of each model."""
+        heard = _Heard(model)
+        own = self.task.loss(heard, batch)  # type: ignore[arg-type]
+        wanted = self.teacher.says(batch)
+        total = (1 - self.weight) * own.sum + self.weight * own.count * self._distance(heard.said, wanted, batch)
+        if self.features is not None:
+            total = total + own.count * self.features.distance(batch)
+        return Loss(total, own.count)
+
+    def _distance(self, logits: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        """Mean over targets."""
+        spec, temperature = self.teacher.spec, self.teacher.temperature
+        form = kind(spec)
+        if form == "numbers":
+            return F.mse_loss(logits.float(), wanted)
+        if form == "labels":
+            return temperature**2 * F.binary_cross_entropy_with_logits(logits.float() / temperature, wanted)
+        said = softened(logits, spec, temperature)
+        if said.shape != wanted.shape:
+            raise DlrunError(
+                f"distill: the student says {list(said.shape[1:])} of an example, the teacher {list(wanted.shape[1:])}",
+                "they must have the same classes or vocabulary, and the same length",
+            )
+        each = (wanted.exp() * (wanted - said)).sum(1 if said.dim() == 4 else -1)
+        if spec.target == "targets":
+            counts = batch["targets"] != NO_TARGET
+            return temperature**2 * (each * counts).sum() / counts.sum().clamp(min=1)
+        return temperature**2 * each.mean()
+
+
+class _Heard:
+    """A model whose answer is remembered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        given = self._model(*inputs, **named)
+        self.said = _first(given)
+        return given
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class Features:
+    """What goes into the heads of student and teacher, and a linear map from the first to the second."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, batch: Batch, spec: DataSpec, weight: float) -> None:
+        self.weight, self.spec, self._teacher = weight, spec, teacher
+        self._found: dict[str, Tensor] = {}
+        self._handles = [self._listen(student, "student"), self._listen(teacher, "teacher")]
+        with torch.no_grad():
+            for model in (student, teacher):
+                model.eval()
+                answer(model, spec, batch)
+        widths = [self._found[who].shape[-1] for who in ("student", "teacher")]
+        self.map = nn.Linear(widths[0], widths[1]).to(batch["id"].device)
+
+    def _listen(self, model: nn.Module, who: str) -> Any:
+        heads = [name for name in _layers.in_heads(model) if _layers.is_linear(model.get_submodule(name))]
+        if len(heads) != 1:
+            raise DlrunError(
+                f"distill: {_layers.kind(model)} has no single linear head whose features could be compared",
+                "compression.distill.features=0",
+            )
+
+        def note(_: nn.Module, inputs: Any) -> None:
+            self._found[who] = inputs[0]
+
+        return model.get_submodule(heads[0]).register_forward_pre_hook(note)
+
+    def distance(self, batch: Batch) -> Tensor:
+        """Mean square between the teacher's features and the student's, mapped; both models have just answered."""
+        with torch.no_grad():
+            answer(self._teacher, self.spec, batch)
+        return self.weight * F.mse_loss(self.map(self._found["student"]).float(), self._found["teacher"].float())
+
+    def close(self) -> None:
+        """Listen no more."""
+        for handle in self._handles:
+            handle.remove()

@@ -1,0 +1,154 @@
+"""`dlrun compress`: a run from a run, read back as it was saved."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dlrun import predictor
+
+QUIET = ("hardware.device=cpu", "tracking.system_metrics=false")
+
+
+def compressed(dlrun, folder, run, *words):
+    code, out, err = dlrun("compress", run.id, *words, "--runs", str(folder), "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def outputs(folder, run_id, split="test"):
+    return predictor.load(folder / run_id / "artifacts", "cpu").predict_split(split).fields
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    from dlrun.commands import _compress_proof
+
+    monkeypatch.setattr(_compress_proof, "_SECONDS", 0.0)
+
+
+def test_a_compressed_run_says_what_scripts_rely_on_and_reads_back(runs, train, dlrun):
+    run = train("model=mlp")
+    said = compressed(dlrun, runs, run, "compression=quantize_dynamic")
+    assert {"run_id", "run_dir", "status", "goal", "metrics", "seconds", "rate", "parents"} <= said.keys()
+    assert said["parents"] == [run.id] and said["status"] == "FINISHED"
+    for side in ("before", "after"):
+        assert {"bytes", "parameters", "macs", "latency_seconds", "metrics"} <= said[side].keys()
+    assert said["before"]["macs"] == said["after"]["macs"] > 1000
+    assert said["before"]["parameters"] == said["after"]["parameters"]
+    assert said["ratios"]["bytes"] > 2
+    first, second = outputs(runs, said["run_id"]), outputs(runs, said["run_id"])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    _, out, _ = dlrun("evaluate", said["run_id"], "--runs", str(runs), "--json")
+    assert json.loads(out)["metrics"]["test/accuracy"] == said["metrics"]["test/accuracy"]
+
+
+def test_a_static_graph_reads_back_bit_for_bit(runs, train, dlrun):
+    run = train("model=cnn", "model.channels=[8,16]", "model.convolutions=1")
+    said = compressed(dlrun, runs, run, "compression=quantize_static", "compression.quantize_static.examples=64")
+    assert said["after"]["parameters"] == said["before"]["parameters"]
+    assert abs(said["metrics"]["test/accuracy"] - said["before"]["metrics"]["test/accuracy"]) < 0.03
+    first, second = outputs(runs, said["run_id"]), outputs(runs, said["run_id"])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_stack_keeps_its_order_and_its_student(runs, train, dlrun):
+    run = train("model=mlp")
+    words = ("compression=[distill,quantize_dynamic]", "model@compression.distill.student=logistic",
+             "compression.distill.duration=1 epoch")  # fmt: skip
+    said = compressed(dlrun, runs, run, *words)
+    folder = runs / said["run_id"] / "artifacts"
+    plan = json.loads((folder / "plan.json").read_text())
+    assert [step["name"] for step in plan["steps"]] == ["distill", "quantize_dynamic"]
+    assert "logistic" in (folder / "config.yaml").read_text()
+    assert predictor.load(folder, "cpu").config.model.name == "logistic"
+
+
+def test_the_strongest_setting_that_keeps_the_promise_is_found(runs, train, dlrun):
+    run = train("model=mlp")
+    words = ("compression=prune_magnitude", "compression.prune_magnitude.finetune=null")
+    said = compressed(dlrun, runs, run, *words, "--max-drop", "0.05")
+    found = said["search"]
+    chosen = max(each["strength"] for each in found["tried"] if each["passes"])
+    assert 0 < chosen < 1
+    assert all(each["drop"] > 0.05 for each in found["tried"] if each["strength"] > chosen)
+    assert said["after"]["nonzero"] < said["before"]["nonzero"]
+
+
+def test_a_promise_that_nothing_keeps_ends_with_code_7_and_the_nearest_miss(runs, train, dlrun):
+    run = train("model=mlp")
+    words = ("compression=cluster", "compression.cluster.clusters=2", "--max-drop", "0", "--runs", str(runs))
+    code, _, err = dlrun("compress", run.id, *words)
+    assert code in (0, 7)
+    words = ("compression=drop_heads", "--runs", str(runs))
+    code, _, err = dlrun("compress", run.id, *words)
+    assert code == 2 and "drop_heads" in err
+
+
+def test_what_the_weights_were_made_with_cannot_be_changed(runs, train, dlrun):
+    run = train("model=mlp")
+    words = ("compression=quantize_weights", "model.width=7", "--runs", str(runs))
+    code, _, err = dlrun("compress", run.id, *words)
+    assert code == 2 and "model.width" in err
+    code, _, err = dlrun("compress", run.id, "compression=[quantize_weights,quantize_weights]", "--runs", str(runs))
+    assert code == 2 and "quantize_weights is named twice" in err
+    code, _, err = dlrun("compress", run.id, "--runs", str(runs))
+    assert code == 2 and "compression: nothing is chosen" in err
+    assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_changed_plan_is_not_read(runs, train, dlrun):
+    run = train("model=mlp")
+    said = compressed(dlrun, runs, run, "compression=quantize_weights")
+    plan = runs / said["run_id"] / "artifacts" / "plan.json"
+    plan.write_text(plan.read_text().replace("int8", "int4"))
+    code, _, err = dlrun("evaluate", said["run_id"], "--runs", str(runs))
+    assert code == 4 and "is not the plan these weights were saved with" in err
+
+
+@pytest.mark.slow
+def test_a_fresh_process_reads_it_back_bit_for_bit_and_it_can_be_compressed_on(runs, train, dlrun, tmp_path):
+    run = train("model=mlp")
+    said = compressed(dlrun, runs, run, "compression=prune_magnitude", "compression.prune_magnitude.finetune=1 epoch")
+    said = compressed(dlrun, runs, predictor.runs.find(runs, said["run_id"]), "compression=[finetune,quantize_dynamic]")
+    program = (
+        "import sys, torch; from pathlib import Path; from dlrun import predictor; "
+        "from safetensors.torch import save_file; torch.set_num_threads(1); "
+        "save_file(predictor.load(Path(sys.argv[1]), 'cpu').predict_split('test').fields, sys.argv[2])"
+    )
+    folder, file = runs / said["run_id"] / "artifacts", tmp_path / "said.safetensors"
+    subprocess.run([sys.executable, "-c", program, str(folder), str(file)], check=True)
+    torch.set_num_threads(1)
+    here, there = outputs(runs, said["run_id"]), load_file(file)
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+@pytest.mark.slow
+def test_a_killed_compression_is_no_finished_run(runs, train, dlrun):
+    run = train("model=mlp")
+    words = [
+        "compress",
+        run.id,
+        "compression=finetune",
+        "compression.finetune.duration=2000 epochs",
+        "--runs",
+        str(runs),
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "dlrun", *words], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            made = [path for path in runs.glob("*/artifacts/metrics.jsonl") if path.parent.parent.name != run.id]
+            if made and made[0].stat().st_size:
+                break
+            time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
+    found = predictor.runs.load(made[0].parent)
+    assert found.status == "KILLED" and found.result is None
+    code, _, err = dlrun("evaluate", found.id, "--runs", str(runs))
+    assert code == 4 and "has no checkpoint" in err

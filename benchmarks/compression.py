@@ -64,7 +64,8 @@ def fashion(bench: Bench) -> str:
     """A resnet-20 of 0.27 M parameters on Fashion-MNIST."""
     return bench.source(
         "compress-fashion", "data=files", f"data.path={DATA}/fashion_mnist", "model=resnet20",
-        "train.duration=15 epochs", "optimizer=sgd", "optimizer.lr=0.1", "schedule=cosine", "data.augment={flip: {}}",
+        "train.duration=5 epochs", "optimizer=sgd", "optimizer.lr=0.1", "schedule=one_cycle", "data.augment={flip: {}}",
+        "hardware.channels_last=true",
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def test_a_compressed_run_says_what_scripts_rely_on_and_reads_back(runs, train, 
     assert json.loads(out)["metrics"]["test/accuracy"] == said["metrics"]["test/accuracy"]
 
 
+@pytest.mark.slow
 def test_a_static_graph_reads_back_bit_for_bit(runs, train, dlrun):
     run = train("model=cnn", "model.channels=[8,16]", "model.convolutions=1")
     said = compressed(dlrun, runs, run, "compression=quantize_static", "compression.quantize_static.examples=64")
@@ -56,6 +57,7 @@ def test_a_static_graph_reads_back_bit_for_bit(runs, train, dlrun):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_stack_keeps_its_order_and_its_student(runs, train, dlrun):
     run = train("model=mlp")
     words = ("compression=[distill,quantize_dynamic]", "model@compression.distill.student=logistic",
@@ -68,6 +70,7 @@ def test_a_stack_keeps_its_order_and_its_student(runs, train, dlrun):
     assert predictor.load(folder, "cpu").config.model.name == "logistic"
 
 
+@pytest.mark.slow
 def test_the_strongest_setting_that_keeps_the_promise_is_found(runs, train, dlrun):
     run = train("model=mlp")
     words = ("compression=prune_magnitude", "compression.prune_magnitude.finetune=null")
@@ -79,6 +82,7 @@ def test_the_strongest_setting_that_keeps_the_promise_is_found(runs, train, dlru
     assert said["after"]["nonzero"] < said["before"]["nonzero"]
 
 
+@pytest.mark.slow
 def test_a_promise_that_nothing_keeps_ends_with_code_7_and_the_nearest_miss(runs, train, dlrun):
     run = train("model=mlp")
     words = ("compression=cluster", "compression.cluster.clusters=2", "--max-drop", "0", "--runs", str(runs))

@@ -25,6 +25,10 @@ def result(runs, *arguments: str) -> dict:
     ("cifar10_resnet20", "200 steps", "test/accuracy", 0.30),  # whole: 18 epochs, 0.82
     ("bccd_detection", "150 steps", "test/ap50", 0.25),  # whole: 60 epochs, 0.55
     ("camvid_unet", "60 steps", "test/mean_iou", 0.10),  # whole: 60 epochs, 0.38
+    ("fsdd_cnn", "120 steps", "test/accuracy", 0.60),  # whole: 15 epochs, 0.97
+    ("adult_mlp", "250 steps", "test/accuracy", 0.82),  # whole: 12 epochs, 0.850
+    ("adult_ft_transformer", "60 steps", "test/accuracy", 0.78),  # whole: 6 epochs, 0.853
+    ("amazon_games_sasrec", "300 steps", "test/hr_10", 0.30),  # whole: 120 epochs, 0.65
     ("ag_news_textcnn", "150 steps", "test/accuracy", 0.55),  # whole: 6 epochs, 0.84
 ])  # fmt: skip
 def test_a_short_experiment_learns(tmp_path, name, duration, metric, bar):
@@ -37,6 +41,11 @@ def test_a_short_experiment_learns(tmp_path, name, duration, metric, bar):
 def test_a_short_language_model_learns(tmp_path):
     found = result(tmp_path, "experiment=shakespeare_gpt", "train.duration=200 steps", "train.evaluate_every=200 steps")
     assert found["metrics"]["valid/loss"] <= 2.5  # whole: 2,000 steps, 1.78
+
+
+def test_a_forecast_beats_repeating_the_last_value_and_the_linear_model(tmp_path):
+    found = result(tmp_path, "experiment=driving_speed_forecast")["metrics"]  # whole: it takes seconds
+    assert found["test/mase"] < 1 and found["test/mase"] < found["test/mase_linear"]
 
 
 def test_a_short_transfer_loads_its_body_and_learns(tmp_path):

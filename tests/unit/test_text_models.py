@@ -366,6 +366,7 @@ def test_the_exportable_form_equals_the_model_and_shares_its_weights(form, name)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own scan
 @each_model
 def test_the_exportable_form_is_one_graph_for_any_number_of_examples(form, name):
     models, spec, inputs = FORMS[form]

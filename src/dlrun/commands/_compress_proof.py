@@ -202,6 +202,13 @@ def _ratio(above: float | None, below: float | None) -> float | None:
     return above / below if above and below else None
 
 
+def _times(ratio: float | None) -> str:
+    """In words which way is better."""
+    if not ratio:
+        return ""
+    return f"{ratio:.2f} x better" if ratio >= 1.005 else f"{1 / ratio:.2f} x worse" if ratio <= 0.995 else "same"
+
+
 def shown(before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, Any]) -> Any:
     """The table for a person."""
     rows = []
@@ -209,13 +216,13 @@ def shown(before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[
         if before.get(name) is not None or after.get(name) is not None:
             each = [_said(side.get(name), unit) for side in (before, after)]
             ratio = changed.get(name)
-            rows.append([title, *each, f"{ratio:.2f} x" if ratio else ""])
+            rows.append([title, *each, _times(ratio)])
     for name in after["metrics"]:
         was, now = before["metrics"].get(name), after["metrics"][name]
         rows.append(
             [name, number(was) if was is not None else "", number(now), f"{now - was:+.4f}" if was is not None else ""]
         )
-    return table(["", "before", "after", "better by"], rows)
+    return table(["", "before", "after", "change"], rows)
 
 
 _ROWS = (

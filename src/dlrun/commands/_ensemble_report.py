@@ -16,6 +16,8 @@ from dlrun.ensembles._fields import Mean
 from dlrun.errors import DlrunError
 from dlrun.metrics.scoring import goal_value
 
+_OTHERS = {"over_mean_member": "the mean member", "over_best_member": "the member that is best on validation"}
+
 
 def report(made: Made, members: Sequence[Member], method: Any, settings: EnsembleConfig) -> dict[str, Any]:
     """Plain JSON: see docs/ensemble.md."""
@@ -149,9 +151,7 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(table(heads, rows))
     for name, said in found.get("gain", {}).items():
         interval = "" if said["low"] is None else f"  [{number(said['low'])}, {number(said['high'])}]"
-        console.print(
-            f"better than the {name.removeprefix('over_').replace('_', ' ')} by {number(said['value'])}{interval}"
-        )
+        console.print(f"better than {_OTHERS[name]} by {number(said['value'])}{interval}")
     if found["temperature"] is not None:
         console.print(f"temperature {number(found['temperature'])}, learned on the validation split")
     if subset := found.get("subset"):

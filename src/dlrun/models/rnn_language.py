@@ -81,6 +81,8 @@ def build(
     forget_bias: what an LSTM's forget gate begins with; above 0 it begins by remembering
     """
     vocabulary = spec.size("vocabulary")
+    if spec.inputs != ("tokens",):
+        raise DlrunError(f"rnn_language reads running text; the data set has {', '.join(spec.inputs)}", "model=lstm")
     _recurrent.check(hidden, layers, dropout)
     if tied and width != hidden:
         raise DlrunError(f"model.tied: embeddings are {width} wide and the head's inputs {hidden}", "model.tied=false")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
-from dlrun.decoding import Decoder, State
+from dlrun.decoding import State
 from dlrun.errors import DlrunError
 
 Space = Literal["probabilities", "logits", "geometric"]
@@ -32,25 +32,6 @@ def average(log_probs: Sequence[Tensor], of: Space) -> Tensor:
     if of == "probabilities":
         return stacked.logsumexp(0) - math.log(len(log_probs))
     return stacked.mean(0).log_softmax(-1)
-
-
-class AverageDecoder:
-    """Decoders of one vocabulary as a Decoder."""
-
-    def __init__(self, decoders: Sequence[Decoder], of: Space = "probabilities") -> None:
-        self.decoders = decoders
-        self.of: Space = of
-
-    def start(self, *inputs: Tensor) -> tuple[Tensor, State]:
-        """See Decoder."""
-        return self._joined([decoder.start(*inputs) for decoder in self.decoders])
-
-    def step(self, tokens_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """See Decoder."""
-        return self._joined([decoder.step(tokens_B, own) for decoder, own in zip(self.decoders, state, strict=True)])
-
-    def _joined(self, said: list[tuple[Tensor, State]]) -> tuple[Tensor, State]:
-        return average([log_probs_BV for log_probs_BV, _ in said], self.of), tuple(state for _, state in said)
 
 
 class AverageModel(nn.Module):

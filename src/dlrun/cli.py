@@ -10,6 +10,29 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dlrun import __version__
+from dlrun._cli_arguments import (
+    AsJson,
+    Beams,
+    Components,
+    ConfigDir,
+    Device,
+    Inputs,
+    MaxTokens,
+    Overrides,
+    RequireTracking,
+    RunName,
+    RunNames,
+    RunsFolder,
+    Seed,
+    Split,
+    Temperature,
+    TopK,
+    TopP,
+    complete_kinds,
+    complete_names,
+    complete_runs,
+    complete_sought,
+)
 from dlrun.errors import DlrunError, Exit, did_you_mean
 
 app = typer.Typer(
@@ -17,77 +40,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train deep-learning models, and go on from there. Every command turns runs into runs.",
 )  # fmt: skip
-
-
-# ---------------------------------------------------------------- completion
-
-
-def complete_overrides(incomplete: str) -> list[str]:
-    """Groups, their choices and settings: `mod` -> model=, `model=re` -> model=resnet20, `model.d` -> model.depth=."""
-    from dlrun.commands._completion import overrides
-
-    return overrides(incomplete)
-
-
-def complete_runs(incomplete: str) -> list[str]:
-    """Ids and names of runs."""
-    from dlrun.commands._completion import run_names
-
-    return run_names(incomplete)
-
-
-def complete_kinds(incomplete: str) -> list[str]:
-    """Groups and rooms."""
-    from dlrun.commands._completion import kinds
-
-    return kinds(incomplete)
-
-
-def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Choices and components of the kind before."""
-    from dlrun.commands._completion import names
-
-    return names(str(ctx.params.get("kind")), incomplete)
-
-
-def complete_sought(incomplete: str) -> list[str]:
-    """What dlrun find finds."""
-    return [word for word in ("lr", "batch-size") if word.startswith(incomplete)]
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[OVERRIDES]…",
-        help="model=resnet20 optimizer.lr=0.1 …; see: dlrun list",
-        autocompletion=complete_overrides,
-    ),
-]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Id, prefix, name, folder or 'latest'.", autocompletion=complete_runs)
-]
-RunNames = Annotated[
-    list[str], typer.Argument(metavar="RUN…", help="Ids, prefixes, names or folders.", autocompletion=complete_runs)
-]
-RunsFolder = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Where runs live (DLRUN_RUNS; ./runs).")]
-Components = Annotated[Path | None, typer.Option("--components", metavar="DIR", help="Your own components.")]
-ConfigDir = Annotated[Path | None, typer.Option("--config-dir", "-cd", metavar="DIR", help="Your own conf (./conf).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where to compute; the best there is unless set.")
-]
-Split = Annotated[Literal["train", "valid", "test"], typer.Option(help="Which rows of the data.")]
-Inputs = Annotated[
-    list[Path] | None, typer.Argument(metavar="[INPUT]…", help="Pictures, folders of them; csv, jsonl or parquet.")
-]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Say at most so many tokens.")]
-Temperature = Annotated[
-    float | None, typer.Option(min=0, help="Draw tokens, the more freely the higher; 0 takes the likeliest.")
-]
-TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Draw among the so many likeliest; 0 for all.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the likeliest of this probability together.")]
-Beams = Annotated[int | None, typer.Option(min=1, help="Hypotheses of beam search, which draws nothing.")]
-Seed = Annotated[int | None, typer.Option(help="Of the draws; the same seed says the same.")]
 
 
 def _options(
@@ -117,9 +69,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, one step, write nothing.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the composed config as YAML.")] = False,
     origin: Annotated[bool, typer.Option("--origin", help="With --print-config: where each value came from.")] = False,
-    require_tracking: Annotated[
-        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
-    ] = False,
+    require_tracking: RequireTracking = False,
     as_json: AsJson = False,
     runs: RunsFolder = None,
     components: Components = None,
@@ -161,9 +111,7 @@ def sweep(
     join: Annotated[
         str | None, typer.Option(metavar="SWEEP", help="Train trials of a sweep that another machine began.")
     ] = None,
-    require_tracking: Annotated[
-        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
-    ] = False,
+    require_tracking: RequireTracking = False,
     as_json: AsJson = False,
     runs: RunsFolder = None,
     components: Components = None,
@@ -196,9 +144,7 @@ def ensemble(
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, metavar="K", help="Of a sweep, the best so many.")] = None,
     device: Device = None,
-    require_tracking: Annotated[
-        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
-    ] = False,
+    require_tracking: RequireTracking = False,
     as_json: AsJson = False,
     runs: RunsFolder = None,
     components: Components = None,
@@ -217,9 +163,7 @@ def evaluate(
     overrides: Overrides = None,
     split: Split = "test",
     device: Device = None,
-    require_tracking: Annotated[
-        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
-    ] = False,
+    require_tracking: RequireTracking = False,
     as_json: AsJson = False,
     runs: RunsFolder = None,
     components: Components = None,
@@ -297,9 +241,7 @@ def compress(
         typer.Option(metavar="DROP", help="Find the strongest setting that costs at most this: 0.01, or relative 1%."),
     ] = None,
     device: Device = None,
-    require_tracking: Annotated[
-        bool, typer.Option("--require-tracking", help="Fail if MLflow is unreachable.")
-    ] = False,
+    require_tracking: RequireTracking = False,
     as_json: AsJson = False,
     runs: RunsFolder = None,
     components: Components = None,

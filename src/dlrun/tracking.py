@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from dlrun._tracking_sync import Missing, Refused, Sender
 from dlrun._tracking_system import SystemSampler
 from dlrun.config.secrets import redact
 from dlrun.errors import DlrunError
-from dlrun.runs import disk_error, is_held, load
+from dlrun.runs import disk_error, is_held, load, new_id
 
 __all__ = [
     "Mirror",
@@ -91,7 +90,7 @@ def start_run(
     """
     store = locate(runs, uri)
     remember_credentials(store)
-    made, reason, own_id = None, "", uuid.uuid4().hex
+    made, reason, own_id = None, "", new_id()
     try:
         with sync.translated():
             made = _create(store, runs, experiment, name, created_ms, own_id)

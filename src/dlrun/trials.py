@@ -35,12 +35,13 @@ _STEP_SECONDS = 0.5  # between two words on progress
 class Line:
     """The line to the sweep: our standard input and output, or a call to another machine.
 
-    Orders are read by a thread, which ends the process where nobody is there any more, and passes {"stop": true} on as
-    the signal that a local worker would get.
+    Over a call orders are read by a thread, which ends the process where nobody is there any more, and passes
+    {"stop": true} on as the signal that a local worker would get.
     """
 
     def __init__(self, call: str | None = None, token: Path | None = None, name: str = "") -> None:
         self._orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._remote = call is not None
         if call is None:
             self._out, self._in = os.fdopen(os.dup(1), "w"), sys.stdin
             os.dup2(2, 1)  # what libraries print goes to the log, never between our words
@@ -54,9 +55,6 @@ class Line:
         self._out.write(f"{token.read_text()} {name}\n")
         self._out.flush()
         threading.Thread(target=self._read, daemon=True, name="dlrun-orders").start()
-        self._remote = True
-
-    _remote = False
 
     def say(self, **event: Any) -> None:
         """Send one event."""

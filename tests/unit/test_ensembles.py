@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun._decoding_average import AverageDecoder, AverageModel, average
+from dlrun._decoding_average import AverageModel, average
 from dlrun.contracts import DataSpec, Outputs
 from dlrun.data._held import MemorySplit
 from dlrun.ensembles import (
@@ -387,10 +387,11 @@ def test_a_snapshot_ensemble_saves_at_the_end_of_every_cycle():
 # ---------------------------------------------------------------- models that say tokens
 
 
-class Fixed:
+class Fixed(nn.Module):
     """A decoder that always expects the same."""
 
     def __init__(self, probabilities: list) -> None:
+        super().__init__()
         self.log_probs = torch.tensor([probabilities]).log()
 
     def start(self, *inputs):
@@ -400,8 +401,8 @@ class Fixed:
         return self.log_probs.expand(len(tokens_B), -1), state + 1
 
 
-def test_a_decoder_of_several_averages_what_they_expect():
-    joined = AverageDecoder([Fixed([0.8, 0.1, 0.1]), Fixed([0.2, 0.7, 0.1])])
+def test_several_that_decode_as_one_average_what_they_expect():
+    joined = AverageModel([Fixed([0.8, 0.1, 0.1]), Fixed([0.2, 0.7, 0.1])])
     log_probs, state = joined.start(torch.zeros(2, 4))
     torch.testing.assert_close(log_probs.exp(), torch.tensor([[0.5, 0.4, 0.1]] * 2))
     log_probs, state = joined.step(torch.tensor([0, 1]), state)

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,18 @@ def send_what_is_left(folder: Path) -> None:
 def _close(run: runs.Run, mirror: Any, status: runs.Status, reason: str) -> runs.Run:
     mirror.close(timeout_seconds=10)
     return finish(run, status, reason)
+
+
+@contextlib.contextmanager
+def held(run: runs.Run) -> Iterator[None]:
+    """Under the run's lock; one that fails is marked so before the error goes on."""
+    with runs.hold(run.folder):
+        try:
+            yield
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            finish(run, status, str(error).partition("\n")[0] or type(error).__name__)
+            raise
 
 
 def finish(run: runs.Run, status: runs.Status, reason: str) -> runs.Run:

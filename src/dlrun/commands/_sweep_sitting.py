@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun import runs
 from dlrun.commands import _making as making
 from dlrun.commands import _sweep_plan as plans
+from dlrun.commands import _sweep_results as results
 from dlrun.commands._sweep_plan import Plan
 from dlrun.commands._sweep_view import View
 from dlrun.commands._sweep_workers import Worker, Workers
@@ -72,7 +71,7 @@ class Sitting:
                 if worker.job is not None:
                     self._let_go(worker)
         if not self.joined:
-            self._finish()
+            results.write(self.home, self.study, self.plan, self.options)
 
     # ------------------------------------------------ before
 
@@ -108,16 +107,13 @@ class Sitting:
     def _interrupted(self) -> list[tuple[optuna.Trial, runs.Run]]:
         """Trials that an earlier sitting left running, to go on with; those that had ended are told so."""
         left = []
-        by_number = {child.folder: child for child in self._children()}
         numbers = {
-            runs.read_json(folder / "trial.json")["number"]: child
-            for folder, child in by_number.items()
-            if (folder / "trial.json").exists()
+            runs.read_json(child.folder / "trial.json")["number"]: child
+            for child in runs.listing(self.options.runs)
+            if self.sweep_id in child.record.parents and (child.folder / "trial.json").exists()
         }
         for frozen in self.study.trials:
-            if frozen.state.is_finished():
-                continue
-            if not self._ours(frozen):
+            if frozen.state.is_finished() or not self._ours(frozen):
                 continue
             child = numbers.get(frozen.number)
             if child is None:
@@ -135,9 +131,6 @@ class Sitting:
         sitting = frozen.user_attrs.get("sitting", self.sweep_id)
         folder = self.options.runs / sitting / "artifacts"
         return sitting == self.home.id or (folder.is_dir() and not runs.is_held(folder))
-
-    def _children(self) -> list[runs.Run]:
-        return [run for run in runs.listing(self.options.runs) if self.sweep_id in run.record.parents]
 
     # ------------------------------------------------ giving work
 
@@ -247,7 +240,7 @@ class Sitting:
     def _tell(self, trial: optuna.Trial, child: runs.Run) -> None:
         self.study.told(trial, child.result, child.record.reason, pruned=(child.folder / "pruned.json").exists())
         self.view.ended(self.study, trial.number, child)
-        self._keep_the_best()
+        results.keep_the_best(self.sweep_id, self.study, self.options.runs)
 
     def _failed(self, worker: Worker, reason: str) -> None:
         job: Job = worker.job
@@ -274,58 +267,3 @@ class Sitting:
         child = runs.load(worker.job.child.folder)
         if not child.result:
             making.finish(child, "KILLED", "the sweep was stopped")
-
-    # ------------------------------------------------ weights and results
-
-    def _keep_the_best(self) -> None:
-        """Only the best trials' weights stay on the disk."""
-        ended = [trial for trial in self.study.trials if trial.state.is_finished()]
-        kept = {trial.number for trial in self.study.ranked()[: self.plan.search.keep]}
-        for trial in ended:
-            run_id = trial.user_attrs.get("run")
-            folder = self.options.runs / str(run_id) / "artifacts"
-            if trial.number not in kept and run_id and (folder / "checkpoints").is_dir():
-                runs.write_json(folder / "removed.json", {"by": self.sweep_id, "keep": self.plan.search.keep})
-                shutil.rmtree(folder / "checkpoints")
-
-    def _finish(self) -> None:
-        from dlrun import serving
-
-        ranked = self.study.ranked()
-        if not ranked:
-            failed = self.study.failed()
-            reason = failed[0].user_attrs.get("reason", "") if failed else "all were pruned"
-            raise DlrunError(f"no trial succeeded; the first: {reason}", "see: dlrun runs", Exit.TRAINING)
-        for trial in ranked[: self.plan.search.keep]:
-            folder = self.options.runs / trial.user_attrs["run"] / "artifacts"
-            if folder.is_dir():  # another machine's has a folder there
-                serving.write_mlmodel(folder, run_id=trial.user_attrs["run"])
-        best, chased = ranked[0], self.study.chased[0]
-        chosen = [*self.plan.fixed, *best.user_attrs["overrides"]]
-        comment = f"The best trial of sweep {self.sweep_id[:8]}."
-        (self.home.folder / "best.yaml").write_text(plans.experiment_of(chosen, self.plan, self.options, comment))
-        runs.write_json(self.home.folder / "result.json", {
-            **best.user_attrs.get("result", {}),
-            "goal": {"name": chased.name, "mode": chased.mode, "value": best.values[0], "split": "valid"},
-            "seconds": time.time() - self.home.record.created, "trials": trial_rows(self.study),
-            "best": {"number": best.number, "run": best.user_attrs["run"], "overrides": chosen},
-        })  # fmt: skip
-
-
-def trial_rows(study: Study) -> list[dict[str, Any]]:
-    """One plain mapping a trial, in order of their numbers."""
-    return [
-        {
-            "number": trial.number,
-            "run": trial.user_attrs.get("run"),
-            "state": trial.state.name.lower(),
-            "values": list(trial.values)
-            if trial.values
-            else [trial.user_attrs["value"]]
-            if "value" in trial.user_attrs
-            else [],
-            "settings": dict(trial.params),
-            "reason": trial.user_attrs.get("reason", ""),
-        }
-        for trial in study.trials
-    ]

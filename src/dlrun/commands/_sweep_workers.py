@@ -71,8 +71,9 @@ class Workers:
     def close(self, patience_seconds: float = 5.0) -> None:
         """End every worker: those that train save first."""
         for worker in self.all:
+            end = worker.process.terminate if worker.job is not None else worker.process.hang_up
             with contextlib.suppress(OSError):
-                worker.process.terminate() if worker.job is not None else worker.process.hang_up()
+                end()
         for worker in self.all:
             worker.process.end(patience_seconds)
         if self._cluster is not None:

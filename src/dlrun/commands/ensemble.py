@@ -7,8 +7,7 @@ checkpoints too.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +91,7 @@ def _ensemble(
         config, options.registry, options.runs, verb="ensemble", parents=list(dict.fromkeys(m.run.id for m in members)),
         require_tracking=options.require_tracking, reporter=reporter,
     )  # fmt: skip
-    with _held(run):
+    with making.held(run):
         report = _write(run, made, members, method, settings, config)
         run = making.finish(run, "FINISHED", "complete")
     _show(run, report, options)
@@ -116,18 +115,6 @@ def _config(
     is_named = any(text.lstrip("+").startswith("name=") for text in overrides)
     name = config.name if is_named else f"{settings.name} of {len(members)}"
     return replace(config, name=name, transfer=TransferConfig("none"))
-
-
-@contextlib.contextmanager
-def _held(run: runs.Run) -> Iterator[None]:
-    """Under the run's lock; its status says how it ended."""
-    with runs.hold(run.folder):
-        try:
-            yield
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            making.finish(run, status, str(error).partition("\n")[0] or type(error).__name__)
-            raise
 
 
 # ---------------------------------------------------------------- the run's files

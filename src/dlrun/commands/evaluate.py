@@ -90,14 +90,9 @@ def _as_a_run(
         require_tracking=options.require_tracking,
         reporter=reporter,
     )
-    with runs.hold(run.folder):
-        try:
-            scored = _score(predictor, split, run.folder, reporter)
-            _record(run, predictor, split, scored)
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            making.finish(run, status, str(error).partition("\n")[0] or type(error).__name__)
-            raise
+    with making.held(run):
+        scored = _score(predictor, split, run.folder, reporter)
+        _record(run, predictor, split, scored)
         run = making.finish(run, "FINISHED", "complete")
     if options.as_json:
         print_json(making.result_object(run))

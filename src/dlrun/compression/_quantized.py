@@ -12,7 +12,6 @@ from dlrun.compression import _codebooks
 
 # O rows of a weight (its outputs), I the rest, G groups of a row, R rows of an input
 
-FORMATS = ("int8", "int4", "bf16", "fp16")
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

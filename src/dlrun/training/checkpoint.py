@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -270,8 +269,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 def _like(current: Any, saved: Any) -> Any:
     return tuple(saved) if isinstance(current, tuple) else saved
-
-
-def json_bytes(value: Any) -> bytes:
-    """Compact JSON, for payloads that travel between ranks."""
-    return json.dumps(value, separators=(",", ":")).encode()

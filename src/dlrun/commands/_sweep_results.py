@@ -1,0 +1,71 @@
+"""What stays of a sweep: the weights of its best trials, its result, its best configuration as an experiment."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlrun import runs
+from dlrun.commands import _sweep_plan as plans
+from dlrun.commands._sweep_plan import Plan
+from dlrun.errors import DlrunError, Exit
+
+if TYPE_CHECKING:
+    from dlrun.commands._sweep_study import Study
+    from dlrun.commands.train import Options
+
+
+def keep_the_best(sweep_id: str, study: Study, folder: Path) -> None:
+    """Only the best trials' weights stay on the disk. folder: of the runs."""
+    keep = study.search.keep
+    kept = {trial.number for trial in study.ranked()[:keep]}
+    for trial in study.trials:
+        run_id = trial.user_attrs.get("run")
+        if trial.state.is_finished() and trial.number not in kept and run_id:
+            place = folder / run_id / "artifacts"
+            if (place / "checkpoints").is_dir():
+                runs.write_json(place / "removed.json", {"by": sweep_id, "keep": keep})
+                shutil.rmtree(place / "checkpoints")
+
+
+def write(sweep: runs.Run, study: Study, plan: Plan, options: Options) -> None:
+    """best.yaml and result.json. Raises: DlrunError if no trial succeeded."""
+    from dlrun import serving
+
+    ranked = study.ranked()
+    if not ranked:
+        failed = study.failed()
+        reason = failed[0].user_attrs.get("reason", "") if failed else "all were pruned"
+        raise DlrunError(f"no trial succeeded; the first: {reason}", "see: dlrun runs", Exit.TRAINING)
+    for trial in ranked[: plan.search.keep]:
+        folder = options.runs / trial.user_attrs["run"] / "artifacts"
+        if folder.is_dir():  # else it is on the machine that trained it
+            serving.write_mlmodel(folder, run_id=trial.user_attrs["run"])
+    best, chased = ranked[0], study.chased[0]
+    chosen = [*plan.fixed, *best.user_attrs["overrides"]]
+    comment = f"The best trial of sweep {sweep.short_id}."
+    (sweep.folder / "best.yaml").write_text(plans.experiment_of(chosen, plan, options, comment))
+    runs.write_json(sweep.folder / "result.json", {
+        **best.user_attrs.get("result", {}),
+        "goal": {"name": chased.name, "mode": chased.mode, "value": best.values[0], "split": "valid"},
+        "seconds": time.time() - sweep.record.created, "trials": trial_rows(study),
+        "best": {"number": best.number, "run": best.user_attrs["run"], "overrides": chosen},
+    })  # fmt: skip
+
+
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """One plain mapping a trial, in order of their numbers."""
+    return [
+        {
+            "number": trial.number,
+            "run": trial.user_attrs.get("run"),
+            "state": trial.state.name.lower(),
+            "values": list(trial.values or [])
+            or [trial.user_attrs[key] for key in ("value",) if key in trial.user_attrs],
+            "settings": dict(trial.params),
+            "reason": trial.user_attrs.get("reason", ""),
+        }
+        for trial in study.trials
+    ]

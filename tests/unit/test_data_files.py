@@ -193,6 +193,35 @@ def test_pictures_of_several_sizes_are_an_error_unless_they_are_to_be_scaled(tmp
     assert build(tmp_path, image_size=[4, 10]).spec.shapes == {"image": (1, 4, 10)}
 
 
+def test_only_the_part_that_is_asked_for_is_kept_and_new_pictures_are_cut_alike(tmp_path):
+    cells = pictures(20, size=8)
+    write_parquet(tmp_path / "train.parquet", [png(image) for image in cells], [0, 1] * 10)
+    dataset = build(tmp_path, crop=[0.5, 0.25, 1, 0.75], image_size=4, valid_fraction=0, test_fraction=0)
+    assert np.array_equal(whole(dataset.splits["train"])["image"][:, 0].numpy(), cells[:, 4:, 2:6])
+    spec = DataSpec.from_json(dataset.spec.to_json())
+    assert np.array_equal(files.inputs(spec).encode([png(cells[3])])["image"][0, 0].numpy(), cells[3, 4:, 2:6])
+    again = build(tmp_path, spec, valid_fraction=0, test_fraction=0)
+    assert torch.equal(whole(again.splits["train"])["image"], whole(dataset.splits["train"])["image"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"crop": [0.5, 0, 0.5, 1], "image_size": 4},
+            r"data.crop: \[0.5, 0, 0.5, 1\] is not \[top, left, bottom, right\]",
+        ),
+        ({"crop": [0, 0, 140, 320], "image_size": 4}, "in shares of the picture"),
+        ({"crop": ["a", 0, 1, 1], "image_size": 4}, "in shares of the picture"),
+        ({"crop": [0.5, 0, 1, 1]}, "data.crop needs the size that the rest is scaled to"),
+    ],
+)
+def test_a_part_that_cannot_be_kept_is_refused(tmp_path, settings, message):
+    write_parquet(tmp_path / "train.parquet", [png(image) for image in pictures(20)], [0, 1] * 10)
+    with pytest.raises(DlrunError, match=message):
+        build(tmp_path, **settings)
+
+
 def test_a_size_that_the_sample_did_not_show_is_found_while_decoding(tmp_path):
     cells = [png(image) for image in pictures(150)]
     cells[1] = png(pictures(1, size=9)[0])

@@ -32,12 +32,13 @@ class Settings:
     memory: Literal["auto", "always", "never"] = "auto"
     mean: list | None = None
     std: list | None = None
+    crop: list | None = None
 
     def decoder(self, sources: Mapping[str, Source], column: str, parts: Parts, known: DataSpec | None) -> Decoder:
         """What the pictures of a column are made into, from what those of the training rows look like."""
         part = next(parts[name] for name in ("train", *parts) if name in parts)
         source = sources[part.source]
-        return choose_decoder(source, column, part.rows, self.image_size, self.channels, self.bad, known)
+        return choose_decoder(source, column, part.rows, self.image_size, self.channels, self.bad, known, self.crop)
 
 
 class Portion(NamedTuple):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".webp", ".tif", ".tiff")
 # Raster formats only: among the others of PIL are some that start a program (EPS). Cheap ones first.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
+WHOLE = (0.0, 0.0, 1.0, 1.0)  # a picture that nothing is cut off
 _GREY_MODES = {"1", "L", "LA", "La", "I"}
 
 
@@ -43,6 +44,7 @@ class Decoder:
 
     resize: scale to height x width (bilinear, both sides, so a picture of another shape is squashed);
         else another size is an error.
+    crop: shares of the picture to keep, as (top, left, bottom, right), before it is scaled.
     grey_guessed: channels=1 was guessed from a sample, so a coloured picture is an error, not made grey.
     """
 
@@ -51,6 +53,7 @@ class Decoder:
     width: int
     resize: bool = False
     grey_guessed: bool = False
+    crop: tuple[float, float, float, float] = WHOLE
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,13 +72,15 @@ class Decoder:
 
     def _to_array(self, picture: Image) -> np.ndarray:
         picture = to_mode(picture, "L" if self.channels == 1 else "RGB")
-        if picture.size != (self.width, self.height):
+        if picture.size != (self.width, self.height) or self.crop != WHOLE:
             if not self.resize:
                 raise DlrunError(
                     f"pictures of several sizes: {self.width}x{self.height} and {picture.width}x{picture.height}",
                     f"scale them all: data.image_size={max(self.width, self.height)}",
                 )
-            picture = picture.resize((self.width, self.height), 2)  # 2 is bilinear, with antialiasing
+            top, left, bottom, right = self.crop
+            kept = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
+            picture = picture.resize((self.width, self.height), 2, box=kept)  # 2 is bilinear, with antialiasing
         pixels = np.asarray(picture)
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -89,6 +94,21 @@ def height_width(size: int | Sequence | None, setting: str) -> tuple[int, int] |
         return sides[0], sides[1]
     expected = "a number of pixels above 0" if isinstance(size, int) else "[height, width] in pixels above 0"
     raise DlrunError(f"{setting}: {size} is not {expected}")
+
+
+def cropped(crop: Sequence | None, size: int | Sequence | None) -> tuple[float, float, float, float]:
+    """The shares of a picture to keep, of what a user set. Raises DlrunError."""
+    if crop is None:
+        return WHOLE
+    numbers = [side for side in crop if type(side) in (int, float)]
+    if len(numbers) != 4 or not (0 <= crop[0] < crop[2] <= 1 and 0 <= crop[1] < crop[3] <= 1):
+        raise DlrunError(
+            f"data.crop: {list(crop)} is not [top, left, bottom, right] in shares of the picture",
+            "e.g. data.crop=[0.5,0,1,1] keeps the lower half",
+        )
+    if size is None:
+        raise DlrunError("data.crop needs the size that the rest is scaled to", "e.g. data.image_size=[66,200]")
+    return crop[0], crop[1], crop[2], crop[3]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlrun.contracts import Batch, DataSpec, Inputs, Row
-from dlrun.data._images import BadPicture, Decoder, strictly
+from dlrun.data._images import WHOLE, BadPicture, Decoder, strictly
 from dlrun.errors import DlrunError, Exit, did_you_mean
 
 
@@ -42,7 +42,8 @@ class ImageInputs:
         self.spec = spec
         self.column = spec.assets["image_column"]
         channels, height, width = spec.shapes["image"]
-        self.decoder = Decoder(channels, height, width, resize=True)
+        crop = tuple(spec.assets.get("crop", WHOLE))
+        self.decoder = Decoder(channels, height, width, resize=True, crop=crop)
         self.sized = spec.target in ("mask", "boxes")  # what is said of places, a person wants in their own picture
         self._normalise = Normalise(spec.assets["mean"], spec.assets["std"], 255.0, trailing=2)
 

@@ -9,7 +9,18 @@ import numpy as np
 from dlrun.contracts import DataSpec
 from dlrun.data._bad import BadRows
 from dlrun.data._cells import Cells
-from dlrun.data._images import BadPicture, Decoder, height_width, is_grey, open_picture, reading, strictly, upright
+from dlrun.data._images import (
+    WHOLE,
+    BadPicture,
+    Decoder,
+    cropped,
+    height_width,
+    is_grey,
+    open_picture,
+    reading,
+    strictly,
+    upright,
+)
 from dlrun.data._source import Source
 from dlrun.errors import DlrunError, Exit
 
@@ -33,6 +44,7 @@ def choose_decoder(
     channels: int | None,
     bad: BadRows,
     known: DataSpec | None,
+    crop: list | None = None,
 ) -> Decoder:
     """What to make of the pictures: as the source run did, as set, else the size they share, grey if all seen are.
 
@@ -40,8 +52,9 @@ def choose_decoder(
     """
     if known is not None:
         is_scaled = image_size is not None or known.assets["image_size"] is not None
-        return Decoder(*known.shapes["image"], resize=is_scaled)
+        return Decoder(*known.shapes["image"], resize=is_scaled, crop=tuple(known.assets.get("crop", WHOLE)))
     size = height_width(image_size, "data.image_size")
+    kept = cropped(crop, size)
     if channels not in (None, 1, 3):
         raise DlrunError(f"data.channels: {channels} is neither 1 (grey) nor 3 (colour)")
     cells = Cells(source, column)
@@ -49,7 +62,7 @@ def choose_decoder(
     found = channels or (1 if all(one.is_grey for one in seen) else 3)
     guessed = channels is None and found == 1
     if size is not None:
-        return Decoder(found, *size, resize=True, grey_guessed=guessed)
+        return Decoder(found, *size, resize=True, grey_guessed=guessed, crop=kept)
     return Decoder(found, *shared_size(cells, seen, "data.image_size"), grey_guessed=guessed)
 
 

@@ -85,6 +85,7 @@ def _draft(columns: Columns, names: tuple[str, ...], inputs: Pictures | Numbers,
         field, shape = "image", inputs.decoder.shape
         sizes |= dict(zip(("channels", "height", "width"), shape, strict=True))
         assets |= {"kind": "image", "image_column": columns.image, "image_size": settings.image_size}
+        assets |= {} if settings.crop is None else {"crop": list(settings.crop)}
     else:
         field, shape = "features", (len(columns.features),)
         sizes["features"] = len(columns.features)

@@ -23,6 +23,7 @@ def build(
     columns: list | None = None,
     splits: dict | None = None,
     image_size: int | list | None = None,
+    crop: list | None = None,
     channels: int | None = None,
     valid_fraction: float = 0.1,
     test_fraction: float = 0.1,
@@ -50,6 +51,7 @@ def build(
         columns: the columns of numbers to learn from, where there is no picture; all but the target unless set.
         splits: {train: NAME, valid: NAME, test: NAME}, each the name of a split, a file, a folder or a pattern.
         image_size: pixels that every picture is scaled to, one number or [height, width]; needed if they differ.
+        crop: [top, left, bottom, right], the part of each picture to keep before it is scaled, in shares of its sides.
         channels: 1 grey, 3 colour; guessed from a sample of the pictures.
         valid_fraction: share of the training rows held out if no valid split is given, in [0, 1).
         test_fraction: the same for the test split.
@@ -74,7 +76,7 @@ def build(
     hold_out = HoldOut(
         seed, valid_fraction, test_fraction, valid_size, test_size, train_size, blocks, valid_blocks, test_blocks
     )
-    settings = Settings(hold_out, BadRows(on_bad, max_bad), image_size, channels, memory, mean, std)
+    settings = Settings(hold_out, BadRows(on_bad, max_bad), image_size, channels, memory, mean, std, crop)
     wanted = Wanted(target, target_kind, image, columns)
     return assemble(sources, wanted, settings, known, notes)
 

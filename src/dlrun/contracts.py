@@ -424,6 +424,7 @@ class Transferred:
     lr_scales: for each parameter prefix, longest match wins, a factor on the learning rate.
     unfreeze_at: for each parameter prefix, the fraction of training before which it stays still.
     head: name of the module that was replaced (or is to train alone).
+    body: name of the module that the weights are of, where they are of a part: a detector's backbone.
     """
 
     model: nn.Module
@@ -434,6 +435,7 @@ class Transferred:
     lr_scales: dict[str, float] = field(default_factory=dict)
     unfreeze_at: dict[str, float] = field(default_factory=dict)
     head: str = ""
+    body: str = ""
     cache_features: bool = False
 
 
@@ -497,6 +499,13 @@ class TrainsMembers(Protocol):
     def trainings(self, seed: int, duration: str) -> list[list[str]]:
         """seed and duration: of the config that is varied."""
         ...
+
+
+@runtime_checkable
+class HoldsMembers(Protocol):
+    """A model that is several with common weights, and says their mean; also a method that trains one such model."""
+
+    members: int
 
 
 @runtime_checkable

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision import models
 
 from dlrun.contracts import DataSpec, Weights
 from dlrun.errors import DlrunError, Exit
-from dlrun.models import cnn, logistic, mlp, resnet
+from dlrun.models import cnn, logistic, mlp, resnet, torchvision_detection, torchvision_segmentation
 from dlrun.models import torchvision as front
 from dlrun.transfer import _layout, _sources, feature_extraction, finetune
 
@@ -122,6 +123,36 @@ def test_tensors_of_another_shape_are_reported_on_both_sides():
     result = finetune.build(small(OLD), OLD, Given(tensors), "x")
     assert result.missing == ["stages.0.0.conv1.weight"]
     assert result.unexpected == ["extra", "stages.0.0.conv1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("resnet18", "backbone.body"), ("mobilenet_v3_small", "backbone.body")],
+)
+def test_a_classifiers_weights_become_the_backbone_of_a_detector(name, part):
+    published = models.get_model(name, num_classes=7)
+    boxes = DataSpec(("image",), "boxes", {"box_classes": 2}, {"image": (3, 64, 64)}, ("cell", "dot"))
+    detector = torchvision_detection.build(boxes, detector="faster_rcnn", backbone=name)
+    result = feature_extraction.build(detector, boxes, Given(dict(published.state_dict())), "x")
+    assert (result.body, result.frozen, result.cache_features) == (part, (part,), False)
+    assert [name.removeprefix(f"{part}.") for name in result.loaded if not name.startswith(f"{part}.")] == []
+    assert result.missing and not any(name.startswith(f"{part}.") for name in result.missing)
+    assert all(name.startswith((f"{part}.fc", f"{part}.classifier")) for name in result.unexpected)
+    first, own = next(published.parameters()), next(detector.get_submodule(part).parameters())
+    assert torch.equal(own, first)
+    assert {name for name, parameter in detector.named_parameters() if not parameter.requires_grad} == {
+        name for name, _ in detector.named_parameters() if name.startswith(f"{part}.")
+    }
+
+
+def test_a_classifiers_weights_become_the_backbone_of_a_segmenter():
+    published = models.get_model("mobilenet_v3_large", num_classes=7)
+    pixels = DataSpec(("image",), "mask", {"pixel_classes": 3}, {"image": (3, 64, 64)}, ("a", "b", "c"))
+    segmenter = torchvision_segmentation.build(pixels, architecture="lraspp_mobilenet_v3_large")
+    result = finetune.build(segmenter, pixels, Given(dict(published.state_dict())), "x")
+    assert (result.body, result.frozen) == ("backbone", ())
+    assert [name for name in result.missing if name.startswith("backbone.")] == []
+    assert torch.equal(segmenter.backbone["0"][0].weight, published.features[0][0].weight)
 
 
 def test_a_source_that_fits_nothing_is_refused_with_examples():

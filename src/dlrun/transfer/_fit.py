@@ -13,24 +13,29 @@ from dlrun.transfer import _layout
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, and trainers around a model
 
+_CLASSIFIER_SCOPES = ("", "features.")  # where a library's classifier keeps what others use as a backbone
+
 
 def fit(model: nn.Module, weights: Weights, labels: tuple[str, ...], replace_head: bool | None) -> Transferred:
     """Copy into the model, in place, every tensor of the weights that fits.
 
     labels: the classes of the new task. replace_head: whether the head keeps its fresh start; None: where the
     weights are known to be of other classes, or its shape differs.
-    Names lose the prefixes that wrappers add, and a library's become the model's. Images with another number of
-    channels: the first convolution's weights are summed over their input channels and shared out evenly.
+    Names lose the prefixes that wrappers add, and a library's become the model's. Where nothing fits so, the weights
+    may be of a part: a classifier's, for the backbone of a detector. Images with another number of channels: the first
+    convolution's weights are summed over their input channels and shared out evenly.
     Returns loaded, missing (of the model, the fresh head included) and unexpected (of the weights, unused); `head`
-    names the head if it stays fresh. Raises: DlrunError if nothing fits, or the weights are of another architecture.
+    names the head if it stays fresh, `body` the part. Raises: DlrunError if nothing fits, or the weights are of another
+    architecture.
     """
     _check_architecture(model, weights)
     target = model.state_dict()
-    given = _with_ties(_plain_names(model, weights.tensors, target), target)
+    plain, body = _placed(_plain_names(model, weights.tensors, target), model, target)
+    given = _with_ties(plain, target)
     head = _layout.find_head(model)
     fresh = head if _starts_fresh(head, target, given, weights.labels, labels, replace_head) else ""
     first = _first_convolution(model)
-    result = Transferred(model, head=fresh)
+    result = Transferred(model, head=fresh, body=body)
     for name, tensor in target.items():
         fitted = None if _layout.inside(name, fresh) else _fitted(given.get(name), tensor, name == first)
         if fitted is None:
@@ -62,6 +67,24 @@ def _plain_names(model: nn.Module, tensors: Mapping[str, Tensor], known: Iterabl
         return plain
     own = model.own_names([name for name in plain if name not in known])
     return {own.get(name, name): tensor for name, tensor in plain.items()}
+
+
+def _placed(given: dict[str, Tensor], model: nn.Module, target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors by names of the model, and the part of it that they are of, if they are of one.
+
+    They are of a part if none fits the whole, and most of them fit under the name of one of its modules.
+    """
+    shapes = {name: tensor.shape for name, tensor in target.items()}
+    if any(shapes.get(name) == tensor.shape for name, tensor in given.items()):
+        return given, ""
+    found: tuple[list[str], dict[str, Tensor], str] = [], given, ""
+    for scope in _CLASSIFIER_SCOPES:
+        bare = {name.removeprefix(scope): tensor for name, tensor in given.items()}
+        for part, _ in model.named_modules():
+            fitting = [name for name, tensor in bare.items() if shapes.get(f"{part}.{name}") == tensor.shape]
+            if len(fitting) > len(found[0]):
+                found = fitting, {f"{part}.{name}": tensor for name, tensor in bare.items()}, part
+    return found[1:] if 2 * len(found[0]) > len(given) else (given, "")
 
 
 def _with_ties(given: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:

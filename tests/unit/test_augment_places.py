@@ -198,6 +198,26 @@ def test_a_target_that_is_none_is_named():
 # Crop
 
 
+def test_a_shift_to_the_side_moves_the_targets_that_follow_it():
+    spec = DataSpec(("image",), "target", {"targets": 2}, {"image": (1, 8, 16)}, ("angle", "speed"))
+    batch = {"id": torch.arange(6), "image": torch.zeros(6, 1, 8, 16), "target": torch.randn(6, 2)}
+    batch["image"][:, :, :, 8] = 100.0
+    augment = random_affine.build(
+        spec, scale=(1, 1), aspect=(1, 1), translate=0.4, fill=0, shift_targets={"angle": 2.0}
+    )
+    moved = augment(batch, draws_for(batch))
+    columns = torch.arange(16.0) + 0.5
+    line = moved["image"].sum(2)[:, 0]
+    right = (line * columns).sum(1) / line.sum(1) - 8.5
+    assert right.abs().max() > 1
+    torch.testing.assert_close(moved["target"][:, 0], batch["target"][:, 0] + 2 * right / 16)
+    assert torch.equal(moved["target"][:, 1], batch["target"][:, 1])
+    with pytest.raises(DlrunError, match=r"data.augment.random_affine.shift_targets: no target 'angel'"):
+        random_affine.build(spec, shift_targets={"angel": 1.0})
+    with pytest.raises(DlrunError, match=r"shift_targets.angle: 'much' is not a number"):
+        random_affine.build(spec, shift_targets={"angle": "much"})
+
+
 def test_a_mask_of_half_the_size_moves_by_half_the_pixels():
     batch = batch_of()
     batch["mask"] = torch.arange(20 * 30).reshape(20, 30).remainder(200).to(torch.uint8).expand(24, -1, -1).clone()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from dlrun.contracts import DataSpec
-from dlrun.errors import DlrunError
+from dlrun.errors import DlrunError, did_you_mean
 
 
 def picture_shape(spec: DataSpec, name: str) -> tuple[int, int, int]:
@@ -43,3 +46,19 @@ def ordered_pair(name: str, setting: str, values: Sequence[float], least: float,
             f"data.augment.{name}.{setting}: {list(values)} is not a low and a high number in {least:g}..{most:g}"
         )
     return float(values[0]), float(values[1])
+
+
+def of_targets(spec: DataSpec, values: Mapping[str, float], setting: str) -> Tensor:
+    """What is said of each target by its name, 0 where nothing is: float32 [T]. Raises DlrunError for other names."""
+    if "targets" not in spec.sizes:
+        raise DlrunError(
+            f"data.augment.{setting}: {list(values)} are no targets; this data predicts '{spec.target}'",
+            f"leave it out of data.augment.{setting.partition('.')[0]}",
+        )
+    names = spec.labels or tuple(str(index) for index in range(spec.sizes["targets"]))
+    for name, value in values.items():
+        if name not in names:
+            raise DlrunError(f"data.augment.{setting}: no target '{name}'", did_you_mean(str(name), names))
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise DlrunError(f"data.augment.{setting}.{name}: {value!r} is not a number")
+    return torch.tensor([float(values.get(name, 0.0)) for name in names])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlrun.augment._checks import picture_shape, within
+from dlrun.augment._checks import of_targets, picture_shape, within
 from dlrun.contracts import Augmentation, Batch, DataSpec
-from dlrun.errors import DlrunError, did_you_mean
 from dlrun.randomness import Draws
 
 
@@ -24,7 +23,7 @@ def build(
     picture_shape(spec, "flip")
     within("flip", "probability", probability, 0, 1)
     within("flip", "vertical", vertical, 0, 1)
-    sign_T = _signs(spec, negate) if negate else None
+    sign_T = 1 - 2 * of_targets(spec, dict.fromkeys(negate, 1.0), "flip.negate") if negate else None
 
     def flip(batch: Batch, draws: Draws) -> Batch:
         is_flipped_B = draws.flags(probability)
@@ -54,17 +53,3 @@ def _mirrored(batch: Batch, is_flipped_B: Tensor, dim: int) -> Batch:
 
 def _where(is_chosen_B: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
     return torch.where(is_chosen_B.reshape(-1, *[1] * (then.dim() - 1)), then, otherwise)
-
-
-def _signs(spec: DataSpec, negate: list) -> Tensor:
-    """-1 for each target that is named, 1 for the others. Raises DlrunError for a name that is no target."""
-    if "targets" not in spec.sizes:
-        raise DlrunError(
-            f"data.augment.flip.negate: {negate} are no targets; this data predicts '{spec.target}'",
-            "leave it out of data.augment.flip",
-        )
-    names = spec.labels or tuple(str(index) for index in range(spec.sizes["targets"]))
-    for name in negate:
-        if name not in names:
-            raise DlrunError(f"data.augment.flip.negate: no target '{name}'", did_you_mean(str(name), names))
-    return torch.tensor([-1.0 if name in negate else 1.0 for name in names])

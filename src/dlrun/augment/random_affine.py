@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlrun.augment._boxes import moved
-from dlrun.augment._checks import ordered_pair, picture_shape, within
+from dlrun.augment._checks import of_targets, ordered_pair, picture_shape, within
 from dlrun.contracts import IGNORED, Augmentation, Batch, DataSpec
 from dlrun.randomness import Draws
 
@@ -26,6 +26,7 @@ def build(
     degrees: float = 0.0,
     fill: int = 114,
     min_visible: float = 0.3,
+    shift_targets: dict | None = None,
 ) -> Augmentation:
     """Each picture is changed about its centre by its own draws: scaled, turned, shifted, in one resampling
     (bilinear; masks take the nearest pixel). A box becomes the upright one around its turned corners.
@@ -37,6 +38,8 @@ def build(
         degrees: largest turn to either side, 0 to 180.
         fill: value of pixels that come from outside the picture, 0 to 255; in a mask they are ignored.
         min_visible: a box of which less than this share is left in the picture is dropped, 0 to 1.
+        shift_targets: {TARGET: NUMBER}, what a target gains where a picture is shifted right by its whole width (the
+            steering angle that would lead back: Bojarski et al. 2016, "End to End Learning for Self-Driving Cars").
     """
     picture_shape(spec, "random_affine")
     scale = ordered_pair("random_affine", "scale", scale, 0.05, 20)
@@ -45,6 +48,7 @@ def build(
     within("random_affine", "degrees", degrees, 0, 180)
     within("random_affine", "fill", fill, 0, 255)
     within("random_affine", "min_visible", min_visible, 0, 1)
+    gain_T = of_targets(spec, shift_targets, "random_affine.shift_targets") if shift_targets else None
 
     def random_affine(batch: Batch, draws: Draws) -> Batch:
         image = batch["image"]
@@ -55,6 +59,10 @@ def build(
         angle_B = torch.deg2rad((2 * u_B5[:, 4] - 1) * degrees)
         change = Change(size_B * ratio_B, size_B / ratio_B, angle_B, shift_B2[:, 0], shift_B2[:, 1])
         result = batch | {"image": _sampled(image, change.sources(height, width, height, width), "bilinear", fill)}
+        if gain_T is not None and spec.target in batch:
+            target = batch[spec.target]
+            gained_BT = (shift_B2[:, :1] / width).to(target) * gain_T.to(target)
+            result[spec.target] = target + gained_BT.reshape(target.shape)
         if "mask" in batch:
             mask_B1hw = batch["mask"].unsqueeze(1)
             grid = change.sources(height, width, *mask_B1hw.shape[-2:])

@@ -198,6 +198,19 @@ def test_a_target_that_is_none_is_named():
 # Crop
 
 
+def test_what_comes_from_outside_is_the_fill_or_the_pixel_at_the_edge():
+    spec = DataSpec(("image",), "label", {"classes": 2}, {"image": (1, 4, 8)}, ("a", "b"))
+    batch = {"id": torch.arange(8), "image": torch.arange(8.0).mul(10).expand(8, 1, 4, 8).clone()}
+    settings = {"scale": (1, 1), "aspect": (1, 1), "translate": 1.0}
+    filled = random_affine.build(spec, fill=200, **settings)(batch, draws_for(batch))["image"]
+    repeated = random_affine.build(spec, edges="repeat", **settings)(batch, draws_for(batch))["image"]
+    assert filled.max() == 200
+    assert repeated.min() >= 0 and repeated.max() <= 70
+    inside = (filled < 70) & (filled > 0)
+    close = (filled - repeated).abs() < 1e-3
+    assert inside.any() and close[inside].float().mean() > 0.5  # but where the edge itself is blended
+
+
 def test_a_shift_to_the_side_moves_the_targets_that_follow_it():
     spec = DataSpec(("image",), "target", {"targets": 2}, {"image": (1, 8, 16)}, ("angle", "speed"))
     batch = {"id": torch.arange(6), "image": torch.zeros(6, 1, 8, 16), "target": torch.randn(6, 2)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ def build(
     translate: float = 0.1,
     degrees: float = 0.0,
     fill: int = 114,
+    edges: Literal["fill", "repeat"] = "fill",
     min_visible: float = 0.3,
     shift_targets: dict | None = None,
 ) -> Augmentation:
@@ -37,6 +38,7 @@ def build(
         translate: largest shift along each side, as a share of that side, 0 to 1.
         degrees: largest turn to either side, 0 to 180.
         fill: value of pixels that come from outside the picture, 0 to 255; in a mask they are ignored.
+        edges: such pixels get the value of fill, or repeat the picture's edge (of which no network reads the shift).
         min_visible: a box of which less than this share is left in the picture is dropped, 0 to 1.
         shift_targets: {TARGET: NUMBER}, what a target gains where a picture is shifted right by its whole width (the
             steering angle that would lead back: Bojarski et al. 2016, "End to End Learning for Self-Driving Cars").
@@ -58,7 +60,9 @@ def build(
         shift_B2 = (2 * u_B5[:, 2:4] - 1) * translate * torch.tensor([width, height], device=u_B5.device)
         angle_B = torch.deg2rad((2 * u_B5[:, 4] - 1) * degrees)
         change = Change(size_B * ratio_B, size_B / ratio_B, angle_B, shift_B2[:, 0], shift_B2[:, 1])
-        result = batch | {"image": _sampled(image, change.sources(height, width, height, width), "bilinear", fill)}
+        result = batch | {
+            "image": _sampled(image, change.sources(height, width, height, width), "bilinear", fill, edges)
+        }
         if gain_T is not None and spec.target in batch:
             target = batch[spec.target]
             gained_BT = (shift_B2[:, :1] / width).to(target) * gain_T.to(target)
@@ -113,9 +117,10 @@ class Change(NamedTuple):
         return torch.stack([turned_x.amin(2), turned_y.amin(2), turned_x.amax(2), turned_y.amax(2)], 2)
 
 
-def _sampled(image: Tensor, grid: Tensor, mode: str, fill: int) -> Tensor:
-    """Pixels from these places, and fill from outside; of the type and memory format they were."""
+def _sampled(image: Tensor, grid: Tensor, mode: str, fill: int, edges: str = "fill") -> Tensor:
+    """Pixels from these places, and fill or the nearest pixel from outside; of the type and memory format they were."""
     if not len(image):  # grid_sample takes no empty batch
         return image
-    found = functional.grid_sample(image.float() - fill, grid, mode=mode, align_corners=False).add_(fill)
+    padding = "zeros" if edges == "fill" else "border"
+    found = functional.grid_sample(image.float() - fill, grid, mode, padding, align_corners=False).add_(fill)
     return torch.empty_like(image).copy_(found if image.is_floating_point() else found.round_().clamp_(0, 255))

@@ -1,6 +1,6 @@
 """An ensemble to a predictor: its members' predictors, and the method that makes one of what they say.
 
-plan.json of an ensemble's run: {"method": the group's settings, "kind": outputs | dropout | tokens | weights,
+plan.json of an ensemble's run: {"method": the group's settings, "kind": outputs | dropout | parts | tokens | weights,
 "members": [{"run": id, "step": of a checkpoint or null}], "fit": what the method learned, "temperature": learned on
 the validation split or null}. An ensemble of kind weights is one model, and is read as any run is.
 """
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun import predictor, runs
 from dlrun._decoding_average import AverageModel
 from dlrun.config import check, convert
 from dlrun.config.schema import EnsembleConfig, RunConfig
-from dlrun.contracts import DataSpec, Outputs, Row
+from dlrun.contracts import Batch, DataSpec, HoldsMembers, Outputs, Row
 from dlrun.ensembles import _calibration, _fields
 from dlrun.errors import DlrunError, Exit
 from dlrun.metrics.scoring import scores
@@ -146,6 +146,10 @@ class Ensemble(TrainedModel):
         """See Predictor."""
         return self._combined([member.predict_rows(rows) for member in self.members])
 
+    def predict_changed(self, split: str, rows_N: Tensor, change: Callable[[Batch], Batch]) -> Outputs:
+        """See TrainedModel."""
+        return self._combined([member.predict_changed(split, rows_N, change) for member in self.members])
+
     def evaluate(self, split: str) -> dict[str, float]:
         """The task's metrics on a split."""
         return scores(self.task, self.predict_split(split))
@@ -155,8 +159,25 @@ class Ensemble(TrainedModel):
         on_cpu = [
             Outputs(each.ids.cpu(), {name: value.cpu() for name, value in each.fields.items()}) for each in outputs
         ]
-        said = self.method.combine(_fields.aligned(on_cpu, names), self.fit)
+        said = _fields.best_anew(self.method.combine(_fields.aligned(on_cpu, names), self.fit))
         return _calibration.tempered(said, self.temperature)
+
+
+# ---------------------------------------------------------------- members of one model
+
+
+def parts(member: TrainedModel) -> list[TrainedModel]:
+    """The predictors of the members that share the weights of one model.
+
+    Raises: DlrunError for a model without such.
+    """
+    model = member.model
+    if not isinstance(model, HoldsMembers):
+        raise DlrunError(
+            f"ensemble: the model of run {member.run.short_id} has no members", "train one that has: model.members=4"
+        )
+    _ = member.dataset  # loaded once, for all
+    return [replace(member, model=model.member(index).eval()) for index in range(model.members)]
 
 
 # ---------------------------------------------------------------- draws of one model
@@ -210,6 +231,11 @@ class Draw(TrainedModel):
         """See Predictor."""
         with self._drawing():
             return super().predict_rows(rows)
+
+    def predict_changed(self, split: str, rows_N: Tensor, change: Callable[[Batch], Batch]) -> Outputs:
+        """See TrainedModel."""
+        with self._drawing():
+            return super().predict_changed(split, rows_N, change)
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:

@@ -503,9 +503,24 @@ class TrainsMembers(Protocol):
 
 @runtime_checkable
 class HoldsMembers(Protocol):
-    """A model that is several with common weights, and says their mean; also a method that trains one such model."""
+    """A model that is several with common weights, and says their mean."""
 
     members: int
+
+    def member(self, index: int) -> nn.Module:
+        """One of them, as a model by itself."""
+        ...
+
+
+@runtime_checkable
+class SharesWeights(Protocol):
+    """A method whose members share the weights of one model (HoldsMembers), which it trains."""
+
+    members: int
+
+    def trainings(self, seed: int, duration: str) -> list[list[str]]:
+        """As TrainsMembers; there is one."""
+        ...
 
 
 @runtime_checkable

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun import build, runs
 from dlrun.config import check
 from dlrun.config.schema import RunConfig
-from dlrun.contracts import Dataset, DataSpec, Inputs, Outputs, Row, Task
+from dlrun.contracts import Batch, Dataset, DataSpec, Inputs, Outputs, Row, Task
 from dlrun.decoding import Converses, Generates, ModelDecoder
 from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
@@ -76,6 +76,18 @@ class TrainedModel:
         if not parts:
             raise DlrunError("there is nothing to predict: no rows were given")
         return Outputs.concatenate(parts)
+
+    def predict_changed(self, split: str, rows_N: Tensor, change: Callable[[Batch], Batch]) -> Outputs:
+        """Outputs of these rows of a split, in order of id, after `change` has made other stored fields of theirs."""
+        batch = change(self.dataset.split(split).gather(rows_N))
+        size = 2 * self.config.data.batch_size
+        pieces = (
+            {name: field[start : start + size] for name, field in batch.items()}
+            for start in range(0, len(batch["id"]), size)
+        )
+        stream = (self.inputs.prepare(self._place(piece)) for piece in pieces)
+        said = Outputs.concatenate(list(outputs_of(self.model, self.task, stream, self._precision))).by_id()
+        return Outputs(said.ids.cpu(), {name: field.cpu() for name, field in said.fields.items()})
 
     # ---------------------------------------------------------------- saying texts
 

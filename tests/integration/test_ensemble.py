@@ -168,6 +168,22 @@ def test_the_report_has_members_gain_contributions_and_a_subset(call):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["average", "soup", "mc_dropout"])
+def test_the_report_says_whether_shifted_inputs_are_told_apart(call, method):
+    words = ("mlp0",) if method == "mc_dropout" else ("mlp0", "mlp1")
+    found = report(made(call(*words, f"ensemble={method}", "ensemble.shift=true")))
+    shift = found["shift"]
+    assert shift["split"] == "test" and 100 < shift["examples"] <= 512
+    assert 0 <= shift["entropy"] == found["ensemble"]["shift_auroc"] <= 1
+    assert 0 <= shift["mutual_information"] <= 1
+    if method == "average":  # the soup is of members that began apart; what dropout adds shrinks with the contrast
+        assert all(each > 0.6 for each in (shift["entropy"], *(row["shift_auroc"] for row in found["members"])))
+    assert sum(shift["histogram"]["clean"]) == sum(shift["histogram"]["shifted"]) == shift["examples"]
+    again = report(made(call(*words, f"ensemble={method}", "ensemble.shift=true")))["shift"]
+    assert again == shift
+
+
+@pytest.mark.slow
 def test_calibration_divides_the_logits_that_are_stored(call):
     plain, sharp = made(call("mlp0", "mlp1")), made(call("mlp0", "mlp1", "ensemble.calibrate=true"))
     assert sharp["metrics"]["test/accuracy"] == plain["metrics"]["test/accuracy"]
@@ -283,6 +299,7 @@ def test_the_children_of_several_seeds_are_members(call, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (("numbers", "numbers", "ensemble.shift=true"), 2, "compared for classification"),
         (("mlp0", "numbers"), 2, "do not learn the same: classification and regression"),
         (("linear", "elsewhere"), 2, "do not have the same test split"),
         (("mlp0", "linear", "ensemble=soup"), 2, "are different models (mlp, logistic)"),
@@ -324,3 +341,41 @@ def test_an_ensemble_that_was_killed_does_not_read_as_finished(call, folder, mon
     code, _, _ = call("mlp0", "mlp1")
     latest = running.listing(folder)[0]
     assert code == 130 and latest.record.verb == "ensemble" and latest.status == "KILLED" and not latest.result
+
+
+# ---------------------------------------------------------------- members that share weights
+
+SHARED = (
+    "ensemble=batch_ensemble",
+    "ensemble.count=3",
+    "model=mlp",
+    "model.width=16",
+    "train.duration=3 epochs",
+    *SMALL,
+)
+
+
+@pytest.mark.slow
+def test_a_batch_ensemble_is_trained_once_and_says_what_its_run_says(call, folder, monkeypatch):
+    shown = made(call(*SHARED))
+    found = report(shown)
+    assert len({member["run_id"] for member in shown["members"]}) == 1 and len(shown["members"]) == 3
+    assert found["kind"] == "parts" and found["disagreement"][0][1] > 0 and found["selective"]["goal"]
+    run = running.load(folder / shown["parents"][0] / "artifacts")
+    assert run.record.verb == "train" and found["ensemble"]["parameters"] == (run.result or {})["parameters"]
+    assert (run.result or {})["metrics"]["test/accuracy"] == pytest.approx(shown["metrics"]["test/accuracy"], abs=0.01)
+    assert (run.result or {})["metrics"]["test/loss"] == pytest.approx(shown["metrics"]["test/loss"], rel=1e-4)
+    alone, joined = (predictor.load(path).predict_split("test") for path in (run.folder, Path(shown["run_dir"])))
+    assert torch.equal(alone.fields["log_probabilities"], joined.fields["log_probabilities"])
+    before = len(running.listing(folder))
+    again = made(call(run.id, "ensemble=batch_ensemble", "ensemble.shift=true"))
+    assert again["parents"] == [run.id] and len(running.listing(folder)) == before + 1  # nothing was trained
+    assert 0 <= report(again)["shift"]["mutual_information"] <= 1
+
+
+def test_a_model_that_cannot_share_its_weights_is_refused_with_those_that_can(call, folder):
+    before = len(running.listing(folder))
+    code, _, err = call("ensemble=batch_ensemble", "model=logistic", *SMALL)
+    assert code == 2 and "model=logistic does not share its weights between members" in err
+    assert "choose model=cnn, mlp, resnet, or ensemble=deep" in " ".join(err.split())
+    assert len(running.listing(folder)) == before

@@ -197,6 +197,35 @@ def test_a_method_that_learns_says_so_where_nothing_is_to_be_learned_from():
         weighted.build(SPEC).fit([], TASK)
 
 
+# ---------------------------------------------------------------- scores of items
+
+
+def items(*rows: list[float]) -> Outputs:
+    """What a recommender says of users it has not been asked about: the best two of three items, by id from 1."""
+    scores = torch.tensor(rows)
+    found = scores.topk(2, 1)
+    fields = {"top": found.indices, "top_scores": found.values, "all_scores": scores}
+    return Outputs(torch.arange(len(rows)), fields)
+
+
+def test_the_best_items_are_those_of_the_mean_score_and_what_was_seen_stays_away():
+    hidden = float("-inf")
+    first, second = items([hidden, 3.0, 2.0, -1.0]), items([hidden, 0.0, 2.5, 3.0])
+    said = _fields.best_anew(plain.build(SPEC).combine([first, second], {}))
+    assert said.fields["top"].tolist() == [[2, 1]] and said.fields["top_scores"].tolist() == [[2.25, 1.5]]
+    assert said.fields["all_scores"][0, 0] == hidden and "variance" not in said.fields
+    assert not said.fields["all_scores"].isnan().any()
+    other = classes([[1.0, 0.0, 0.0]])
+    assert _fields.best_anew(other) is other
+
+
+@pytest.mark.parametrize("method", [weighted, stack], ids=lambda module: module.__name__)
+def test_methods_that_learn_from_the_truth_refuse_scores_that_have_none(method):
+    scores = [Outputs(torch.arange(20), {"scores": torch.rand(20, 5)}) for _ in range(2)]
+    with pytest.raises(DlrunError, match="does not apply to scores of items"):
+        method.build(SPEC).fit(scores, TASK)
+
+
 # ---------------------------------------------------------------- votes, ranks, greedy
 
 

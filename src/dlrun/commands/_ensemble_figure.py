@@ -22,6 +22,7 @@ def draw(found: Mapping[str, Any], path: Path) -> Path:
     panels += [_correlations] if found.get("error_correlation") else []
     panels += [_costs] if found.get("subset") else []
     panels += [_coverage] if found.get("selective") else []
+    panels += [_shift] if found.get("shift") else []
     with rc_context(STYLE):  # type: ignore[arg-type]
         columns = min(2, len(panels))
         lines = -(-len(panels) // columns)
@@ -47,7 +48,8 @@ def _scores(axis: Axes, found: Mapping[str, Any]) -> None:
     values = [row["value"] for row in found["members"]]
     axis.axvline(found["ensemble"]["value"], color=GREEN, label="ensemble")
     axis.plot(values, range(len(values)), "o", color=BLUE, markersize=6, label="member")
-    axis.set_yticks(range(len(values)), [literal(row["short"]) for row in found["members"]])
+    size = 10 if len(values) <= 10 else 6
+    axis.set_yticks(range(len(values)), [literal(row["short"]) for row in found["members"]], fontsize=size)
     axis.invert_yaxis()
     axis.margins(y=0.2)
     axis.set_xlabel(literal(_name(found)))
@@ -89,3 +91,15 @@ def _coverage(axis: Axes, found: Mapping[str, Any]) -> None:
     axis.set_xlabel("share of the examples, the surest first")
     axis.set_ylabel(literal(_name(found)))
     headline(axis, "Leaving out what is unsure")
+
+
+def _shift(axis: Axes, found: Mapping[str, Any]) -> None:
+    """How unsure the ensemble is of examples as they are, and of the same with noise."""
+    shift = found["shift"]
+    edges = shift["histogram"]["edges"]
+    for name, color in (("clean", BLUE), ("shifted", ORANGE)):
+        axis.stairs(shift["histogram"][name], edges, color=color, label=name)
+    axis.set_xlabel("entropy in nats")
+    axis.set_ylabel("examples")
+    axis.legend(loc="best")
+    headline(axis, f"Shifted inputs, AUROC {shift['entropy']:.2f}")

@@ -16,7 +16,7 @@ from dlrun._decoding_average import AverageModel, require_one_vocabulary
 from dlrun.commands import _ensemble_members as members_of
 from dlrun.commands._ensemble_members import Member
 from dlrun.config.schema import EnsembleConfig
-from dlrun.contracts import DrawsDropout, MixesWeights, Outputs, unit
+from dlrun.contracts import DrawsDropout, MixesWeights, Outputs, SharesWeights, unit
 from dlrun.ensembles import _calibration
 from dlrun.ensembles.average import Average
 from dlrun.errors import DlrunError
@@ -28,13 +28,15 @@ from dlrun.training.evaluate import batches
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Kind = Literal["outputs", "dropout", "tokens", "weights"]
+Kind = Literal["outputs", "dropout", "parts", "tokens", "weights"]
+OF_ONE = ("dropout", "parts")  # kinds whose members are one run's
 
 
 @dataclass
 class Made:
     """valid, test: the ensemble's predictions, None where the data has no such split (valid: held out from the fit).
     of_valid, of_test: the members'.   seconds: of predicting, one number a member.   tensors: of kind weights.
+    drawn: the members' predictors, where they are no runs.
     """
 
     kind: Kind
@@ -47,6 +49,7 @@ class Made:
     temperature: float | None = None
     tensors: Mapping[str, Tensor] | None = None
     fingerprint: str = ""
+    drawn: Sequence[TrainedModel] = ()
 
 
 def kind_of(method: Any, members: Sequence[Member]) -> Kind:
@@ -63,6 +66,8 @@ def kind_of(method: Any, members: Sequence[Member]) -> Kind:
                 f"dlrun ensemble {first.run.short_id} ensemble=mc_dropout",
             )
         return "dropout"
+    if isinstance(method, SharesWeights):
+        return "parts"
     if not says_tokens:
         return "outputs"
     if not isinstance(method, Average) or type(method).fit is not Average.fit:
@@ -78,8 +83,8 @@ def make(
     method: Any, settings: EnsembleConfig, kind: Kind, members: Sequence[Member], options: Any, reporter: Any
 ) -> Made:
     """Predict, fit, combine."""
-    if kind == "dropout":
-        return _of_draws(method, settings, members[0])
+    if kind in OF_ONE:
+        return _of_one(method, settings, kind, members[0])
     valid, note = None, ""
     try:
         valid = members_of.predict(members, "valid", reporter)
@@ -123,13 +128,17 @@ def _predict_with(predictor: TrainedModel, made: Made) -> None:
     made.test = predictor.predict_split("test") if "test" in splits else None
 
 
-def _of_draws(method: Any, settings: EnsembleConfig, member: Member) -> Made:
-    """Members are draws of one model; their predictions are not kept."""
+def _of_one(method: Any, settings: EnsembleConfig, kind: Kind, member: Member) -> Made:
+    """Members are draws or parts of one model; their predictions are not kept."""
     import time
 
     loaded = member.source.open()
-    drawn = reading_back.draws(loaded, method.draws, settings.seed)
-    splits, made = loaded.dataset.splits, Made("dropout", {}, None, None, fingerprint=loaded.dataset.fingerprint)
+    if kind == "dropout":
+        drawn = reading_back.draws(loaded, method.draws, settings.seed)
+    else:
+        drawn = reading_back.parts(loaded)
+    splits, fingerprint = loaded.dataset.splits, loaded.dataset.fingerprint
+    made = Made(kind, {}, None, None, fingerprint=fingerprint, drawn=drawn)
     for each in drawn:
         made.of_valid += [each.predict_split("valid").by_id()] if "valid" in splits else []
         started = time.perf_counter()

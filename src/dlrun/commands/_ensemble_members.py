@@ -21,6 +21,8 @@ from dlrun.training.evaluate import thorough
 if TYPE_CHECKING:
     from dlrun.commands.train import Options
 
+_ITEMS = "ids.json"  # among the files of a recommender's spec
+
 
 @dataclass
 class Member:
@@ -160,6 +162,8 @@ def require_alike(members: Sequence[Member]) -> None:
         sizes = [[each.spec.sizes.get(name) for name in ("classes", "labels", "targets")] for each in (first, member)]
         if sizes[0] != sizes[1]:
             raise DlrunError(f"{pair} do not predict the same: {first.spec.sizes} and {member.spec.sizes}")
+        if first.spec.files.get(_ITEMS) != member.spec.files.get(_ITEMS):
+            raise DlrunError(f"{pair} do not know the same users and items", "train them on the same data")
 
 
 def _difference(first: DataSpec, other: DataSpec) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlrun.commands import _ensemble_scores as scoring
-from dlrun.commands._ensemble_making import Made
+from dlrun.commands._ensemble_making import OF_ONE, Made
 from dlrun.commands._ensemble_members import Member
 from dlrun.commands._terminal import number, result_console, table
 from dlrun.config.schema import EnsembleConfig
@@ -38,12 +38,20 @@ def report(made: Made, members: Sequence[Member], method: Any, settings: Ensembl
         }
         found["disagreement"] = scoring.disagreement(outputs)
         found["error_correlation"] = scoring.error_correlation(outputs)
-    if made.kind in ("outputs", "dropout") and len(outputs) > 1:
+    if made.kind in ("outputs", *OF_ONE) and len(outputs) > 1:
         found["selective"] = scoring.selective(task, ensemble)
         if made.kind == "outputs":
             _contributions(found, made, method, task, goal_value(task, ensemble), outputs)
             found["subset"] = _subset(made, task, method, outputs)
     return found
+
+
+def add_shift(found: dict[str, Any], shift: Mapping[str, Any]) -> None:
+    """What _ensemble_shift found, the members' numbers in their rows."""
+    for row, value in zip(found["members"], shift["members"], strict=True):
+        row["shift_auroc"] = value
+    found["ensemble"]["shift_auroc"] = shift["entropy"]
+    found["shift"] = {name: value for name, value in shift.items() if name != "members"}
 
 
 def _best(task: Task, made: Made, outputs: Sequence[Outputs]) -> int:
@@ -58,11 +66,12 @@ def _members(made: Made, members: Sequence[Member], outputs: Sequence[Outputs]) 
     total = sum(weights) or 1
     rows = []
     for index, said in enumerate(outputs):
-        member = members[index if made.kind != "dropout" else 0]
+        member = members[0 if made.kind in OF_ONE else index]
         valid = made.of_valid[index] if made.of_valid else None
         temperature = _temperature(valid)
+        short = f"{member.short} {index + 1}" if made.kind in OF_ONE else member.short
         rows.append({
-            "run_id": member.run.id, "name": member.run.record.name, "step": member.step, "short": member.short,
+            "run_id": member.run.id, "name": member.run.record.name, "step": member.step, "short": short,
             "weight": weights[index] / total, "value": goal_value(member.task, said),
             **scoring.quality(said, scoring.noise_of(valid), temperature), "temperature": temperature,
             "parameters": member.parameters, "latency_seconds": _each(made, index, said),
@@ -92,7 +101,7 @@ def _ensemble(made: Made, members: Sequence[Member], outputs: Outputs) -> dict[s
     return {
         "value": goal_value(members[0].task, outputs),
         **scoring.quality(outputs, scoring.noise_of(made.valid), made.temperature),
-        "parameters": counted[0] if made.kind in ("weights", "dropout") else sum(counted),
+        "parameters": counted[0] if made.kind in ("weights", *OF_ONE) else sum(counted),
         "latency_seconds": sum(each for each in latencies if each) if all(latencies) else None,
     }
 
@@ -137,7 +146,8 @@ def _subset(made: Made, task: Task, method: Any, outputs: Sequence[Outputs]) -> 
 
 # ---------------------------------------------------------------- printing
 
-_COLUMNS = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_calibrated": "ECE calibrated"}
+_COLUMNS = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_calibrated": "ECE calibrated",
+            "shift_auroc": "shift AUROC"}  # fmt: skip
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -154,6 +164,10 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(f"better than {_OTHERS[name]} by {number(said['value'])}{interval}")
     if found["temperature"] is not None:
         console.print(f"temperature {number(found['temperature'])}, learned on the validation split")
+    if shift := found.get("shift"):
+        spread = shift["mutual_information"]
+        also = "" if spread is None else f", by their disagreement {number(spread)}"
+        console.print(f"shifted inputs are told apart by entropy with AUROC {number(shift['entropy'])}{also}")
     if subset := found.get("subset"):
         chosen = subset["suggested"]
         if len(chosen) < len(found["members"]):

@@ -64,11 +64,13 @@ def gaussian_nll(outputs: Outputs, noise_T: Tensor) -> float:
 
 
 def noise_of(valid: Outputs | None) -> Tensor | None:
-    """[T]: the variance of each target that is left when the members' own is taken off; None for what is no number."""
+    """[T]: the variance of each target that is left when the members' own is taken off; None for what is no number,
+    and for scores of items, which have no truth."""
     if valid is None or _kind(valid) != "numbers":
         return None
     values, truth = _fields.rows_of(valid)
-    assert truth is not None
+    if truth is None:
+        return None
     own = valid.fields["variance"].double().flatten(1).mean(0) if "variance" in valid.fields else 0.0
     return (((values - truth.double()) ** 2).mean(0) - own).clamp(min=1e-12)
 

@@ -14,7 +14,7 @@ from dlrun.commands.train import Options, composed
 from dlrun.config import check, convert
 from dlrun.config.compose import compose_on
 from dlrun.config.schema import RunConfig
-from dlrun.contracts import OfCheckpoints
+from dlrun.contracts import OfCheckpoints, SharesWeights
 from dlrun.errors import DlrunError, Exit
 
 Found = list[tuple[runs.Run, int | None]]
@@ -31,19 +31,25 @@ class Stopped(Exception):
 def trained(words: Sequence[str], overrides: Sequence[str], method: Any, options: Options, reporter: Any) -> Found:
     """Train the members of a method. words: at most one run, whose config is varied; else that of the overrides.
 
-    Raises: DlrunError for several runs; Stopped.
+    Raises: DlrunError for several runs, and for a model that cannot be varied so; Stopped.
     """
     config = _config(words, overrides, options)
+    if isinstance(method, SharesWeights):
+        _require_members(config, options)
+        if words and not overrides and config.model.options.get("members", 1) > 1:
+            return members_of.references(words, options, None)
     trainings = method.trainings(config.seed, config.train.duration.text)
-    if isinstance(method, OfCheckpoints):
+    if isinstance(method, OfCheckpoints | SharesWeights):
         own = _varied(config, trainings[0], options)
         run = making.new_run(own, options.registry, options.runs, verb="train", reporter=reporter)
         reporter.note(f"run {run.short_id}: {own.model.name} on {own.data.name}, {own.train.duration}")
         ended = making.execute(run, own, options.registry, reporter)
+        is_one = isinstance(method, SharesWeights)
         if ended.signal:
-            then = f"dlrun ensemble {' '.join(f'{run.short_id}@STEP' for _ in range(2))} …"
+            several = " ".join(f"{run.short_id}@STEP" for _ in range(2))
+            then = f"dlrun ensemble {f'{run.short_id} ensemble=batch_ensemble' if is_one else f'{several} …'}"
             _stop(ended.signal, f"dlrun train --resume {run.short_id}, and then {then}", reporter)
-        return members_of.checkpoints_of(ended.run, method.checkpoints)
+        return [(ended.run, None)] if is_one else members_of.checkpoints_of(ended.run, method.checkpoints)
     parent = making.new_run(config, options.registry, options.runs, verb="seeds", reporter=reporter)
     seeds = [_varied(config, each, options).seed for each in trainings]
     _seeds.write_plan(parent, seeds, trainings)
@@ -52,6 +58,17 @@ def trained(words: Sequence[str], overrides: Sequence[str], method: Any, options
         then = f"dlrun train --resume {parent.short_id}, and then dlrun ensemble {parent.short_id}"
         _stop(signal, then, reporter)
     return members_of.references([parent.id], options, None)
+
+
+def _require_members(config: RunConfig, options: Options) -> None:
+    """Raises: DlrunError for a model without the setting `members`."""
+    registry = options.registry
+    if "members" not in registry.component("model", config.model.name).settings:
+        having = [name for name in registry.listing("model") if "members" in registry.component("model", name).settings]
+        raise DlrunError(
+            f"ensemble=batch_ensemble: model={config.model.name} does not share its weights between members",
+            f"choose model={', '.join(having)}, or ensemble=deep",
+        )
 
 
 def _stop(signal: str, then: str, reporter: Any) -> None:

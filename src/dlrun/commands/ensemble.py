@@ -64,6 +64,7 @@ def _ensemble(
     from dlrun._predictor_ensemble import method_of
     from dlrun.commands import _ensemble_making as stages
     from dlrun.commands import _ensemble_members as members_of
+    from dlrun.commands import _ensemble_shift
     from dlrun.contracts import DataSpec, OfCheckpoints, TrainsMembers
 
     method = method_of(settings, options.registry, DataSpec((), "", {}, {}))  # to know what kind of method it is
@@ -87,6 +88,8 @@ def _ensemble(
     kind = stages.kind_of(method, members)
     config = _config(members, overrides, settings, options)
     made = stages.make(method, settings, kind, members, options, reporter)
+    if settings.shift:
+        _ensemble_shift.require_classes(made)
     run = making.new_run(
         config, options.registry, options.runs, verb="ensemble", parents=list(dict.fromkeys(m.run.id for m in members)),
         require_tracking=options.require_tracking, reporter=reporter,
@@ -127,7 +130,7 @@ def _write(
     from dlrun import serving
     from dlrun._predictor_ensemble import PLAN
     from dlrun.commands import _ensemble_making as stages
-    from dlrun.commands import _ensemble_report
+    from dlrun.commands import _ensemble_report, _ensemble_shift
 
     members[0].spec.save(run.folder)
     if made.tensors is not None:
@@ -138,6 +141,8 @@ def _write(
         "fit": made.fit, "temperature": made.temperature,
     })  # fmt: skip
     report = _ensemble_report.report(made, members, method, settings)
+    if settings.shift:
+        _ensemble_report.add_shift(report, _ensemble_shift.shift(run, made, members, method, settings))
     (run.folder / "report").mkdir(exist_ok=True)
     runs.write_json(run.folder / "report" / "ensemble.json", report)
     result = _result(run, made, members, settings, config, report)

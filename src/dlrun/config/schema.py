@@ -239,7 +239,7 @@ class SearchConfig:
     pruner: when a trial is stopped early: below the median of the others, by successive halving (asha) or hyperband
     pruner_options: settings of Optuna's pruner of that name, e.g. {n_startup_trials: 10}
     objectives: metrics to be bettered, as "metric:max" or "metric:min"; the task's goal unless set. parameters,
-        seconds and energy_joules count as metrics
+        latency (milliseconds of one example), seconds and energy_joules count as metrics
     seed: of the search
     storage: of the study; a file in the sweep's folder unless set, postgresql://… where machines share one
     space: setting -> its values in Hydra's grammar; the command line's come before it. `when` holds those that
@@ -281,13 +281,15 @@ class EnsembleConfig:
     name: the component, a file of ensembles/
     calibrate: let predictions carry the temperature that was learned on the validation split; it is reported anyway
     resamples: of the test examples, for the confidence interval of the gain
-    seed: of the resamples
+    seed: of the resamples and of the shift
+    shift: report how well changed inputs are told from the split's own by uncertainty; for classification; a pass more
     """
 
     name: str
     calibrate: bool = False
     resamples: Annotated[int, Range(least=10)] = 1000
     seed: Annotated[int, Range(least=0, below=2**32)] = 0
+    shift: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 

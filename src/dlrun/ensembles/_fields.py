@@ -36,6 +36,7 @@ FORMS = (
     Form("logits", "labels", "labels"),  # [N, C], each by itself
     Form("prediction", "numbers", "target"),  # [N, T]
     Form("scores", "numbers", "target"),  # [N, items] of a recommender; of boxes they belong to these
+    Form("all_scores", "numbers", "target"),  # [N, all items], minus infinity where an item is not to be recommended
 )
 
 
@@ -68,6 +69,24 @@ def require_validation(method: str, members: Sequence[Outputs]) -> None:
         )
 
 
+def require_truth(method: str, outputs: Outputs, form: Form) -> None:
+    """Raises: DlrunError for a method that learns from the truth, where there is none (scores of items)."""
+    if form.truth not in outputs.fields:
+        raise DlrunError(
+            f"ensemble={method} does not apply to scores of items: none of them has a true value",
+            "try ensemble=average or ensemble=greedy",
+        )
+
+
+def best_anew(outputs: Outputs) -> Outputs:
+    """With the best items by scores that were combined; other outputs as they are."""
+    if "all_scores" not in outputs.fields:
+        return outputs
+    found = outputs.fields["all_scores"].topk(outputs.fields["top"].shape[1], 1)
+    best = {"top": found.indices, "top_scores": found.values.float()}
+    return Outputs(outputs.ids, outputs.fields | best)
+
+
 # ---------------------------------------------------------------- means
 
 
@@ -96,6 +115,8 @@ class Mean:
             mean, variance = _moments(parts)
             # Ranks among more than these scores are one member's own: nothing is known of the mean's.
             others = {name: field for name, field in first.fields.items() if name != "rank"}
+            if form.field == "all_scores":
+                return Outputs(first.ids, others | {form.field: mean})
             return Outputs(first.ids, others | {form.field: mean, "variance": variance})
         mean = _classes(parts, self.of) if form.kind == "classes" else _labels(parts, self.of)
         return Outputs(first.ids, first.fields | {form.field: mean.to(first.fields[form.field].dtype)})

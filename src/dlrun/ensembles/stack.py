@@ -76,6 +76,7 @@ class Stack:
         _fields.require_validation("stack", members)
         learner = self._learner(members)
         form = _fields.form_of(members[0])
+        _fields.require_truth("stack", members[0], form)
         truth = members[0].fields[form.truth]
         return learner, _inputs(members, learner.kind), truth.long() if learner.kind == "classes" else truth.double()
 

@@ -39,6 +39,7 @@ class Weighted(Average):
         """{"weights": one a member}. Raises: DlrunError for boxes, and without a validation split."""
         _fields.require_validation("weighted", members)
         form = _fields.require("weighted", members[0], "classes", "labels", "numbers")
+        _fields.require_truth("weighted", members[0], form)
         rows = [_fields.rows_of(member) for member in members]
         values = torch.stack([row.values for row in rows])
         truth = rows[0].truth

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
-from dlrun.models import _layers
+from dlrun.models import _layers, _members
 
 # B batch, C channels, H height, W width, D features, K classes
 
@@ -41,6 +41,7 @@ def build(
     ] = "relu",
     norm: Literal["batch", "group", "layer", "none"] = "batch",
     init: Literal["kaiming", "xavier", "orthogonal", "lecun", "default"] = "kaiming",
+    members: int = 1,
 ) -> nn.Module:
     """A small convolutional network for images of any size.
 
@@ -55,6 +56,7 @@ def build(
     activation: after every convolution and hidden layer
     norm: normalisation before every activation of a convolution
     init: how weights start; default leaves them as torch made them
+    members: that share its weights, each with vectors of its own (a batch ensemble, Wen et al. 2020); 1 for none
     """
     shape = _layers.image_shape(spec, "cnn")
     sizes = _layers.positive_integers("channels", channels)
@@ -67,7 +69,7 @@ def build(
     num_features = num_channels if readout == "average" else num_channels * height * width
     flat = _readout(readout, num_features, head_width, dropout, activation)
     head = nn.Linear(head_width or num_features, spec.num_outputs)
-    return _layers.initialise(Cnn(stages, flat, head), init, activation)
+    return _members.several(_layers.initialise(Cnn(stages, flat, head), init, activation), members, spec)
 
 
 def _stages(

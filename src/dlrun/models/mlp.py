@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
-from dlrun.models import _layers
+from dlrun.models import _layers, _members
 
 # B batch, D width of a layer, K classes
 
@@ -58,6 +58,7 @@ def build(
     dropout: float = 0.0,
     init: Literal["kaiming", "xavier", "orthogonal", "lecun", "default"] = "kaiming",
     skip: bool = False,
+    members: int = 1,
 ) -> nn.Module:
     """A stack of fully connected layers.
 
@@ -70,6 +71,7 @@ def build(
     dropout: share of hidden units set to zero while training, in [0, 1)
     init: how weights start; default leaves them as torch made them
     skip: add the input of every hidden layer of equal width to its output
+    members: that share its weights, each with vectors of its own (a batch ensemble, Wen et al. 2020); 1 for none
     """
     _layers.require(0 <= dropout < 1, "dropout", dropout, "a number in [0, 1)")
     sizes = _layers.positive_integers("widths", widths) if widths is not None else _equal_widths(depth, width)
@@ -80,7 +82,8 @@ def build(
         _Hidden(before, after, activation, norm, dropout, branch_scale)
         for before, after in zip(inputs, sizes, strict=False)
     ]
-    return _layers.initialise(Mlp(hidden, nn.Linear(inputs[-1], spec.num_outputs)), init, activation)
+    model = _layers.initialise(Mlp(hidden, nn.Linear(inputs[-1], spec.num_outputs)), init, activation)
+    return _members.several(model, members, spec)
 
 
 def _equal_widths(depth: int, width: int) -> tuple[int, ...]:

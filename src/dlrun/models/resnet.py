@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
 from dlrun.errors import DlrunError
-from dlrun.models import _layers
+from dlrun.models import _layers, _members
 
 # B batch, C channels, H height, W width, K classes
 
@@ -77,6 +77,7 @@ def build(
     norm: Literal["batch", "group", "layer", "none"] = "batch",
     init: Literal["kaiming", "xavier", "orthogonal", "lecun", "default"] = "kaiming",
     zero_init_residual: bool = False,
+    members: int = 1,
 ) -> nn.Module:
     """The residual network of He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
 
@@ -89,6 +90,7 @@ def build(
     norm: normalisation after every convolution
     init: how weights start; default leaves them as torch made them
     zero_init_residual: start every block as its shortcut alone (Goyal et al. 2017, section 5.1)
+    members: that share its weights, each with vectors of its own (a batch ensemble, Wen et al. 2020); 1 for none
     """
     channels, _, _ = _layers.image_shape(spec, "resnet")
     num_blocks = _num_blocks(depth)
@@ -105,7 +107,7 @@ def build(
         stages.append(_stage(before, after, num_blocks, activation, norm, shortcut if skip else "none"))
     model = ResNet(stem, stages, nn.Linear(4 * width, spec.num_outputs))
     _layers.initialise(model, init, activation)
-    return _zero_residuals(model) if zero_init_residual else model
+    return _members.several(_zero_residuals(model) if zero_init_residual else model, members, spec)
 
 
 def _num_blocks(depth: int) -> int:

@@ -129,11 +129,13 @@ class RankingTask:
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Where the right item is known, scores [B, C] of the candidates, its own first, and rank [B] among all items
-        not seen where that is asked for; else top [B, K] int64 and top_scores [B, K] of the items not seen."""
+        not seen where that is asked for; else top [B, K] int64 and top_scores [B, K] of the items not seen, and
+        all_scores [B, 1 + I] by id, what was seen at minus infinity."""
         if "item" not in batch:
             scores_BI = self._of_all(model, batch)
             found = scores_BI.topk(self.top_k, 1)
-            return Outputs(batch["id"], {"top": found.indices, "top_scores": found.values.float()})
+            best = {"top": found.indices, "top_scores": found.values.float()}
+            return Outputs(batch["id"], best | {"all_scores": scores_BI})
         fields = {"scores": self._scored(model, batch, batch["candidates"]).float()}
         if self.ranks_all:
             scores_BI = self._of_all(model, batch)

@@ -45,7 +45,7 @@ def _under_torchrun(run: runs.Run, config: RunConfig, registry: Registry, report
         stale.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={config.hardware.processes}",
                "--nnodes=1", "--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={_free_port()}",
-               "-m", "dlrun.worker", str(run.folder)]  # fmt: skip
+               "-m", "dlrun.worker", str(run.folder), "--held"]  # fmt: skip
     command += ["--components", str(registry.components)] if registry.components else []
     environment = os.environ | {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
@@ -53,18 +53,20 @@ def _under_torchrun(run: runs.Run, config: RunConfig, registry: Registry, report
     }
     log = run.folder / "processes.log"
     with open(log, "ab") as output:
+        begun = output.tell()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environment
-        )
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True, env=environment
+        )  # the ranks hold the other end of stdin, which tells them when we are gone
     follow = _Follower(run.folder / "progress.jsonl", reporter)
     arrived: list[int] = []
-    with _forwarded_signals(process, arrived):
+    assert process.stdin is not None
+    with contextlib.closing(process.stdin), _forwarded_signals(process, arrived):
         code = _wait(process, run.folder / "errors", follow)
     follow.catch_up()
     reporter.end()
     if code == 0 and (run.folder / "ended.json").exists():
         return runs.read_json(run.folder / "ended.json")["ended"]
-    raise _first_failure(run.folder, log, code)
+    raise _first_failure(run.folder, log, begun, code)
 
 
 def _wait(process: subprocess.Popen, errors: Path, follow: _Follower) -> int:
@@ -115,10 +117,10 @@ def _forwarded_signals(process: subprocess.Popen, arrived: list[int]):
             signal.signal(number, handler)
 
 
-def _first_failure(folder: Path, log: Path, code: int) -> DlrunError:
-    """The earliest rank's own error, not torchrun's wrapper."""
+def _first_failure(folder: Path, log: Path, begun: int, code: int) -> DlrunError:
+    """The earliest rank's own error, not torchrun's wrapper. begun: bytes of the log that earlier sittings wrote."""
     failures = [runs.read_json(path) for path in (folder / "errors").glob("rank-*.json")]
-    tail = log.read_text(errors="replace") if log.exists() else ""
+    tail = log.read_bytes()[begun:].decode(errors="replace") if log.exists() else ""
     # A rank ended by a signal leaves no error of its own, and the others' errors are about the connection to it.
     # (SIGTERM is what torchrun sends to the others.)
     for rank, status in re.findall(r"^ +rank +: (\d+) .*\n +exitcode +: (-?\d+)", tail, re.MULTILINE):

@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import queue
+import shutil
 import signal
 import socket
 import sys
@@ -166,7 +167,8 @@ def _train(folder: Path, registry: Registry, datasets: build.Datasets, line: Lin
         with runs.hold(folder):
             config = check.read(folder, registry)
             if config.hardware.processes > 1:
-                (folder / "verdicts").mkdir(exist_ok=True)
+                shutil.rmtree(folder / "verdicts", ignore_errors=True)  # what was said before holds no longer
+                (folder / "verdicts").mkdir()
                 ended = launch.execute(runs.load(folder), config, registry, reporter)
             else:
                 from dlrun import worker

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from dlrun.training.distributed import World, choose_device, joined, limit_threa
 from dlrun.training.energy import EnergyMeter
 from dlrun.training.evaluate import batches, evaluate, thorough
 from dlrun.training.guards import caught_signals, deterministic, memory_errors
+from dlrun.training.latency import latency_seconds
 from dlrun.training.loop import Ended, Engine, NotFinite, Plan, Reporter, evaluate_and_judge, fit
 from dlrun.training.metrics_log import MetricsLog
 from dlrun.training.state import seed_generators
@@ -233,7 +235,15 @@ class Sitting:
             "step": state.progress.step, "best_step": step, "seconds": state.progress.seconds,
             "rate": {f"{unit(task)}_per_second": self.engine.meter.rate},
             "parameters": sum(p.numel() for p in state.model.parameters()), "energy": energy,
-        } | {name: tables[name] for name in ("signatures",) if name in tables})  # fmt: skip
+        } | self._latency() | {name: tables[name] for name in ("signatures",) if name in tables})  # fmt: skip
+
+    def _latency(self) -> dict[str, float]:
+        """What one example takes the best weights, where a sweep wants to know (it says so in trial.json)."""
+        trial, state = self.run.folder / "trial.json", self.parts.state
+        if not trial.exists() or not runs.read_json(trial).get("latency"):
+            return {}
+        data, device = self.parts.dataset, self.world.device
+        return {"latency_seconds": latency_seconds(state.weights, data, state.precision, device)}
 
     def _diagnosed(self) -> dict[str, Any]:
         """The diagnosis, its cure limited to overrides that this run's config knows and does not have yet."""
@@ -317,7 +327,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dlrun.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--components", type=Path)
+    parser.add_argument(
+        "--held", action="store_true", help="end when standard input does: its other end is the launcher"
+    )
     arguments = parser.parse_args()
+    if arguments.held:
+        threading.Thread(target=_end_with_launcher, daemon=True, name="dlrun-launcher").start()
     rank = int(os.environ.get("RANK", "0"))
     reporter: Reporter = FileReporter(arguments.folder / "progress.jsonl") if rank == 0 else Silent()
     try:
@@ -335,6 +350,13 @@ def main() -> None:
         os._exit(int(error.code) if isinstance(error, DlrunError) else Exit.TRAINING)
     if rank == 0:
         runs.write_json(arguments.folder / "ended.json", {"ended": ended})
+
+
+def _end_with_launcher() -> None:
+    """A launcher that was killed tells nobody; its end of the pipe is closed all the same."""
+    while os.read(0, 1):
+        pass
+    os._exit(int(Exit.TERMINATED))
 
 
 def _verdict_of(folder: Path) -> Stop | None:

@@ -93,6 +93,46 @@ def test_a_trial_in_a_warm_worker_gives_the_weights_of_a_run_alone(swept, tmp_pa
     assert alone.read_bytes() == warm.read_bytes()
 
 
+def test_the_fifth_trial_of_one_warm_worker_gives_the_weights_of_a_run_alone(tmp_path):
+    """With dropout, a changed picture in every batch, and other models before it in the same process."""
+    drawn = ("data.augment={random_crop: {padding: 1}}", "train.duration=40 steps")
+    space = ("model=mlp,logistic,cnn", "optimizer.lr=0.001,0.01", "search=grid")
+    ended = dlrun(tmp_path / "runs", *SMALL, *drawn, *space, "search.pruner=none", "search.keep=6", "--json")
+    assert ended.returncode == 0, ended.stderr
+    fifth = json.loads(ended.stdout)["trials"][4]
+    folder = tmp_path / "runs" / fifth["run"] / "artifacts"
+    assert fifth["settings"]["model"] == "mlp"
+    chosen = json.loads((folder / "trial.json").read_text())["overrides"]
+    common = [argument for argument in SMALL[1:] if not argument.startswith(("model", "search"))]
+    ended = dlrun(tmp_path / "alone", "train", *common, *drawn, *chosen)
+    assert ended.returncode == 0, ended.stderr
+    [alone] = (tmp_path / "alone").glob("*/artifacts/checkpoints/last/weights.safetensors")
+    assert (folder / "checkpoints" / "last" / "weights.safetensors").read_bytes() == alone.read_bytes()
+
+
+def test_latency_is_measured_of_every_trial_and_weighed_against_accuracy(tmp_path):
+    chased = "search.objectives=[accuracy:max,latency:min,parameters:min]"
+    ended = dlrun(tmp_path / "runs", *SMALL, "model=logistic,mlp,cnn", "search=grid", chased, "--json")
+    assert ended.returncode == 0, ended.stderr
+    shown = json.loads(ended.stdout)
+    for row in shown["trials"]:
+        result = json.loads((tmp_path / "runs" / row["run"] / "artifacts" / "result.json").read_text())
+        assert row["values"] == [
+            result["metrics"]["valid/accuracy"], 1e3 * result["latency_seconds"], result["parameters"]
+        ]  # fmt: skip
+        assert row["values"][1] > 0
+    stored = json.loads((Path(shown["run_dir"]) / "result.json").read_text())
+    assert stored["objectives"] == ["accuracy:max", "latency:min", "parameters:min"]
+    costs = {row["number"]: (-row["values"][0], *row["values"][1:]) for row in shown["trials"]}
+    unbeaten = [
+        number for number, mine in costs.items()
+        if not any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other in costs.values())
+    ]  # fmt: skip
+    assert stored["front"] == unbeaten and shown["best"]["number"] in unbeaten
+    said = dlrun(tmp_path / "runs", "sweep", "--resume", shown["run_id"]).stdout
+    assert "latency" in said and "front" in said
+
+
 def test_a_finished_sweep_is_only_shown_again(swept):
     runs, shown = swept
     ended = dlrun(runs, "sweep", "--resume", shown["run_id"], "--json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from dlrun.commands._terminal import number, table
 from dlrun.contracts import Batch, Outputs, Task
 from dlrun.predictor import TrainedModel
 from dlrun.training.energy import EnergyMeter
+from dlrun.training.latency import forward, timed
 
-_SECONDS = 1.0  # of measuring each of two rates, once it is warm
+_TURNS = 4  # of each model at either measurement
 _WATTS_A_CORE = 10.0  # a busy core of a server: about 200 W over 20 cores; said wherever it is used
 
 
@@ -92,49 +93,67 @@ class Measured:
     energy_method: str
 
 
-def measure(predictor: TrainedModel, batches: list[Batch]) -> Measured:
-    """Time the model on full batches that lie on the device, and on single examples of them."""
-    models = [member.model for member in getattr(predictor, "members", [predictor])]
-    names, device = predictor.spec.inputs, predictor.device
-    full = [[batch[name] for name in names] for batch in batches]
-    single = [[part[index : index + 1] for part in full[0]] for index in range(min(16, len(full[0][0])))]
-    precision = predictor._precision
+def measure(predictors: Sequence[TrainedModel], batches: list[Batch]) -> list[Measured]:
+    """Time models on full batches that lie on the device, and on single examples of them.
 
-    def run(inputs: list[Tensor]) -> None:
-        with precision.autocast():
-            for model in models:
-                model(*inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    for model in models:
-        model.eval()
+    They take turns, and medians are taken over all of them: a machine that slows down meanwhile favours none.
+    """
+    clocks = [_Clock(predictor, batches) for predictor in predictors]
     with torch.no_grad():
-        times = sorted(_timed(run, single))
-        memory = _peak(lambda: run(full[0]), device)
-        meter, busy, started = EnergyMeter(device), time.process_time(), time.perf_counter()
-        rates = _timed(run, full)
-        energy = _joules(meter, time.process_time() - busy)
-    seconds = time.perf_counter() - started
-    examples = len(full[0][0])
-    spent = sum(rates)
-    share = spent / seconds / max(1e-9, len(rates) * examples)  # warm-up is in the meter too
-    weights = sum(t.numel() * t.element_size() for model in models for t in model.state_dict().values())
-    middle = sorted(rates)[len(rates) // 2]
-    return Measured(times[len(times) // 2], times[int(0.95 * (len(times) - 1))], examples / middle,
-                    weights + memory, energy[0] * share, energy[1])  # fmt: skip
+        for clock in clocks:
+            clock.warm_up()
+        for _ in range(_TURNS):
+            for clock in clocks:
+                clock.time_single()
+        for clock in clocks:
+            clock.weigh_memory()
+        for _ in range(_TURNS):
+            for clock in clocks:
+                clock.time_full()
+    return [clock.measured() for clock in clocks]
 
 
-def _timed(run: Callable[[list[Tensor]], None], inputs: list[list[Tensor]]) -> list[float]:
-    """Seconds of each call, for about a second after three calls that warm up."""
-    for index in range(3):
-        run(inputs[index % len(inputs)])
-    found, end = [], time.perf_counter() + _SECONDS
-    while time.perf_counter() < end or len(found) < 5:
-        started = time.perf_counter()
-        run(inputs[len(found) % len(inputs)])
-        found.append(time.perf_counter() - started)
-    return found
+class _Clock:
+    """One predictor's turns, and what they gave."""
+
+    def __init__(self, predictor: TrainedModel, batches: list[Batch]) -> None:
+        models, names = [member.model for member in getattr(predictor, "members", [predictor])], predictor.spec.inputs
+        self.device, self.run = predictor.device, forward(models, predictor._precision, predictor.device)
+        self.full = [[batch[name] for name in names] for batch in batches]
+        self.examples = len(self.full[0][0])
+        self.single = [[part[index : index + 1] for part in self.full[0]] for index in range(min(16, self.examples))]
+        self.weights = sum(t.numel() * t.element_size() for model in models for t in model.state_dict().values())
+        self.times: list[float] = []
+        self.rates: list[float] = []
+        self.memory, self.joules, self.seconds, self.method = 0, 0.0, 0.0, ""
+
+    def warm_up(self) -> None:
+        """What is compiled, chosen or allocated at first calls is not measured."""
+        for inputs in (self.single[0], self.full[0], self.full[0]):
+            self.run(inputs)
+
+    def time_single(self) -> None:
+        self.times += timed(self.run, self.single, _TURNS)
+
+    def weigh_memory(self) -> None:
+        self.memory = _peak(lambda: self.run(self.full[0]), self.device)
+
+    def time_full(self) -> None:
+        meter, busy, started = EnergyMeter(self.device), time.process_time(), time.perf_counter()
+        self.rates += timed(self.run, self.full, _TURNS)
+        joules, self.method = _joules(meter, time.process_time() - busy)
+        self.joules += joules
+        self.seconds += time.perf_counter() - started
+
+    def measured(self) -> Measured:
+        """Medians over all turns."""
+        share = sum(self.rates) / self.seconds / max(1e-9, len(self.rates) * self.examples)  # warm-up is metered too
+        times = sorted(self.times)
+        return Measured(
+            times[len(times) // 2], times[int(0.95 * (len(times) - 1))],
+            self.examples / sorted(self.rates)[len(self.rates) // 2], self.weights + self.memory,
+            self.joules * share, self.method,
+        )  # fmt: skip
 
 
 def _peak(run: Callable[[], None], device: torch.device) -> int:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dlrun.commands import _compress_proof as proof
 from dlrun.commands._terminal import number, table
 from dlrun.config.schema import CompressionConfig
 from dlrun.contracts import Goal
 from dlrun.errors import DlrunError, Exit
+from dlrun.training.latency import timed
 
 if TYPE_CHECKING:
     from dlrun.commands._compress_work import Work
@@ -196,7 +196,7 @@ def _unknown_layer(message: str, ignored: list[str]) -> str | None:
 def _latency(work: Work, model: nn.Module) -> float:
     inputs = [work.batch[name][:1] for name in work.predictor.spec.inputs]
     with torch.no_grad():
-        times = sorted(proof._timed(lambda given: model.eval()(*given), [inputs]))
+        times = sorted(timed(lambda given: model.eval()(*given), [inputs]))
     return times[len(times) // 2]
 
 

@@ -50,7 +50,8 @@ def write(sweep: runs.Run, study: Study, plan: Plan, options: Options) -> None:
     runs.write_json(sweep.folder / "result.json", {
         **best.user_attrs.get("result", {}),
         "goal": {"name": chased.name, "mode": chased.mode, "value": best.values[0], "split": "valid"},
-        "seconds": time.time() - sweep.record.created, "trials": trial_rows(study),
+        "objectives": [f"{objective.name}:{objective.mode}" for objective in study.chased],
+        "front": sorted(study.front()), "seconds": time.time() - sweep.record.created, "trials": trial_rows(study),
         "best": {"number": best.number, "run": best.user_attrs["run"], "overrides": chosen},
     })  # fmt: skip
 

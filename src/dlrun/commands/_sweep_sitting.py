@@ -171,7 +171,11 @@ class Sitting:
             config, self.options.registry, self.options.runs, verb="train", nested_under=self.sweep_id,
             reporter=self.view, tags={"dlrun.trial": str(trial.number)},
         )  # fmt: skip
-        runs.write_json(child.folder / "trial.json", {"number": trial.number, "overrides": chosen})
+        timed = any(objective.name == "latency" for objective in self.study.chased)
+        runs.write_json(
+            child.folder / "trial.json",
+            {"number": trial.number, "overrides": chosen} | ({"latency": True} if timed else {}),
+        )
         self.study.bind(trial, child.id, chosen)
         self.home = self.home.update(children=(*self.home.record.children, child.id))
         self._start(worker, trial, child, chosen)

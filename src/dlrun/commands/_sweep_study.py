@@ -23,7 +23,7 @@ from dlrun.registry import Registry
 _LOST = "lost"  # user attribute: the trial's sweep was killed before its run was made; it does not count
 _BEAT_SECONDS = 15.0  # between two signs of life of a sitting
 GONE_SECONDS = 120.0  # of silence, after which a sitting on another machine is taken for dead
-COUNTS = ("parameters", "seconds", "energy_joules")  # objectives that a result has beside its metrics
+COUNTS = ("parameters", "latency", "seconds", "energy_joules")  # objectives that a result has beside its metrics
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Objective:
         """Of a run's result.json; None if it has none."""
         if self.name == "energy_joules":
             return (result.get("energy") or {}).get("joules")
+        if self.name == "latency":
+            seconds = result.get("latency_seconds")
+            return None if seconds is None else 1e3 * seconds  # a person reads milliseconds
         return result.get(self.name) if self.name in COUNTS else result.get("metrics", {}).get(f"valid/{self.name}")
 
 
@@ -209,8 +212,12 @@ class Study:
         sign = -1.0 if self.chased[0].mode == "max" else 1.0
         if len(self.chased) == 1:
             return sorted(done, key=lambda trial: sign * (trial.value or 0.0))
-        front = {trial.number for trial in self.study.best_trials}
+        front = self.front()
         return sorted(done, key=lambda trial: (trial.number not in front, sign * trial.values[0]))
+
+    def front(self) -> set[int]:
+        """Numbers of the complete trials that no other beats in every objective: of one objective, the best."""
+        return {trial.number for trial in self.study.best_trials}
 
     def failed(self) -> list[FrozenTrial]:
         """Trials that failed."""

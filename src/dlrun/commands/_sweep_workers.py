@@ -56,6 +56,7 @@ class Workers:
     def __init__(self, count: int, registry: Registry, folder: Path, gpus: int, hardware: Mapping[str, Any]) -> None:
         self.heard: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
         self._components, self._folder, self._gpus, self._count = registry.components, folder, gpus, count
+        self._processes = int(hardware.get("processes", 1))
         self._cluster = None
         if hardware.get("launcher") == "slurm":
             from dlrun.commands._sweep_slurm import Cluster
@@ -92,7 +93,7 @@ class Workers:
             command += ["--cores", ",".join(map(str, cores))]
             environment["OMP_NUM_THREADS"] = str(len(cores))
         if self._gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            environment["CUDA_VISIBLE_DEVICES"] = str(index % self._gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices(index, self._processes, self._gpus)))
         return LocalProcess(command, self._folder / "workers.log", environment)
 
     def _cores(self, index: int) -> list[int]:
@@ -108,6 +109,11 @@ class Workers:
             with contextlib.suppress(json.JSONDecodeError):
                 self.heard.put((worker, json.loads(line)))
         self.heard.put((worker, None))
+
+
+def devices(index: int, processes: int, gpus: int) -> list[int]:
+    """The GPUs of a worker: one for each process of a trial, as far as there are so many; workers beyond share."""
+    return sorted({(index * processes + rank) % gpus for rank in range(processes)})
 
 
 class LocalProcess:

@@ -141,17 +141,19 @@ def show(parent: runs.Run, options: Options) -> None:
     sign = -1.0 if goal["mode"] == "max" else 1.0
     done = sorted((row for row in result["trials"] if row["values"]), key=lambda row: sign * row["values"][0])
     names = list(dict.fromkeys(name for row in done for name in row["settings"]))
+    others = [text.partition(":")[0] for text in result.get("objectives", [])[1:]]
+    front = result.get("front", []) if others else []
     rows = [
         [
             row["number"],
             (row["run"] or "")[:8],
-            row["values"][0],
+            *(row["values"] + [""] * len(others))[: 1 + len(others)],
             *[row["settings"].get(name, "") for name in names],
-            row["state"],
+            "front" if row["number"] in front else row["state"],
         ]
         for row in done[:10]
     ]
-    console.print(table(["trial", "run", f"valid/{goal['name']}", *names, ""], rows))
+    console.print(table(["trial", "run", f"valid/{goal['name']}", *others, *names, ""], rows))
     states = [row["state"] for row in result["trials"]]
     counted = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "fail") if state in states)
     console.print(f"{len(states)} trials: {counted}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from dlrun.contracts import Dataset, DataSpec, Split, Tools
 from dlrun.data._assemble import portions, spec_of
@@ -31,6 +32,15 @@ class Join(NamedTuple):
     most: int
     by: str
     rounds: int
+
+
+def join_of(sizes: list, setting: str, by: str = "", rounds: int = 1) -> Join:
+    """Raises: DlrunError naming the setting that is out of its range."""
+    if len(sizes) != 2 or not all(type(size) is int for size in sizes) or not 1 <= sizes[0] <= sizes[1]:
+        raise DlrunError(f"data.{setting}: {sizes} is not [FEWEST, MOST]", f"data.{setting}=[3,6]")
+    if rounds < 1:
+        raise DlrunError(f"data.join_rounds: {rounds} is not at least 1")
+    return Join(sizes[0], sizes[1], by, rounds)
 
 
 class BySplit(NamedTuple):
@@ -173,7 +183,11 @@ def _spec(
     spectrogram = settings.spectrogram
     mean, std = moments(train, spectrogram, settings.hold_out.seed)
     longest = int(spectrogram.frames(train.lengths).max())
-    target = {"classes": len(classes)} if characters is None else {"characters": characters.size}
+    target = {"classes": len(classes)}
+    if characters is not None:  # what ends a transcript is one more to say
+        counts_N = train.fields["num_targets"]
+        assert isinstance(counts_N, Tensor)
+        target = {"characters": characters.size, "target_length": int(counts_N.max()) + 1}
     assets = {
         "kind": "audio", "audio_column": columns.audio, "spectrogram": spectrogram.to_json(),
         "normalise": settings.normalise, "mean": mean, "std": std,

@@ -9,7 +9,7 @@ from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
 from dlrun.data._assemble import spec_of
 from dlrun.data._bad import BadRows
 from dlrun.data._sound import library
-from dlrun.data._sound_data import BySplit, Columns, Join, Settings, assemble, rows_of
+from dlrun.data._sound_data import BySplit, Columns, Settings, assemble, join_of, rows_of
 from dlrun.data._sound_inputs import SoundInputs
 from dlrun.data._sound_sources import sound_column, sound_sources
 from dlrun.data._source import Source
@@ -102,7 +102,7 @@ def build(
     hold_out = HoldOut(seed, valid_fraction, test_fraction, valid_size, test_size, train_size)
     if not max_seconds > 0:
         raise DlrunError(f"data.max_seconds: {max_seconds} is not above 0")
-    joins = _join(join, join_by, join_rounds)
+    joins = None if join is None else join_of(join, "join", join_by, join_rounds)
     by_split = _by_split(split_column, valid_values, test_values)
     settings = Settings(
         spectrogram, hold_out, BadRows(on_bad, max_bad), normalise, max_seconds, joins, by_split, features == "samples"
@@ -153,16 +153,6 @@ def _has_class(source: Source) -> bool:
     except DlrunError:
         return False
     return True
-
-
-def _join(join: list | None, by: str, rounds: int) -> Join | None:
-    if join is None:
-        return None
-    if len(join) != 2 or not all(type(size) is int for size in join) or not 1 <= join[0] <= join[1]:
-        raise DlrunError(f"data.join: {join} is not [FEWEST, MOST]", "data.join=[3,6]")
-    if rounds < 1:
-        raise DlrunError(f"data.join_rounds: {rounds} is not at least 1")
-    return Join(join[0], join[1], by, rounds)
 
 
 def _by_split(column: str | None, valid: list | None, test: list | None) -> BySplit | None:

@@ -1,4 +1,4 @@
-"""Made tones whose pitch rises, falls, stays, bends or trembles: six classes, no download."""
+"""Made tones whose pitch rises, falls, stays, bends or trembles: six classes, or words to be spelled; no download."""
 
 # S samples
 
@@ -11,13 +11,14 @@ import numpy as np
 
 from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
 from dlrun.data._bad import BadRows
-from dlrun.data._sound_data import Columns, Settings, assemble
+from dlrun.data._sound_data import Columns, Settings, assemble, join_of
 from dlrun.data._sound_inputs import SoundInputs
 from dlrun.data._sound_rows import SoundRows
 from dlrun.data._spectrogram import Spectrogram
 from dlrun.data._splits import HoldOut
 from dlrun.errors import DlrunError
 from dlrun.randomness import key
+from dlrun.tokens import Characters
 
 _RATE = 8000
 _RANGE = 0.75  # octaves that a pitch moves by
@@ -38,6 +39,7 @@ def build(
     size: int = 1200,
     noise: float = 0.05,
     tone_seed: int = 0,
+    words: list | None = None,
     valid_fraction: float = 0.15,
     test_fraction: float = 0.15,
     train_size: int | None = None,
@@ -49,6 +51,7 @@ def build(
         size: tones, of all splits and in equal parts of all classes.
         noise: standard deviation of the noise, where a tone's loudest sample is 0.2 to 0.8.
         tone_seed: chooses the tones; the same in every run unless set.
+        words: [FEWEST, MOST] tones are joined to an utterance, whose transcript is the names of their classes.
         valid_fraction: share of the tones held out to choose by, in [0, 1).
         test_fraction: share of the tones held out to score on, in [0, 1).
         train_size: use this many of the training tones that remain, stratified by class.
@@ -65,7 +68,12 @@ def build(
     seed = tools.seed if split_seed is None else split_seed
     hold_out = HoldOut(seed, valid_fraction, test_fraction, train_size=train_size)
     spectrogram = Spectrogram.of_settings("log_mel", _RATE, 32, 10, 40, 0)
-    settings = Settings(spectrogram, hold_out, BadRows())
+    settings = Settings(spectrogram, hold_out, BadRows(), join=None if words is None else join_of(words, "words"))
+    if words is not None:
+        names = [list(_CONTOURS)[label] for label in labels_N.tolist()]
+        rows = SoundRows("tones", np.arange(size), sounds, names, speakers=["the tones"] * size)
+        spelled = Columns("audio", None, "transcript")
+        return assemble({"train": rows}, (), Characters.of(names), spelled, settings, tools, [])
     given = {"train": SoundRows("tones", np.arange(size), sounds, labels_N=labels_N)}
     return assemble(given, tuple(_CONTOURS), None, Columns("audio", "label", None), settings, tools, [])
 

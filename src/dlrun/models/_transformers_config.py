@@ -54,26 +54,41 @@ def of_settings(spec: DataSpec, architecture: str, options: Mapping[str, Any]) -
     return config
 
 
+def of_facts(architecture: str, options: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
+    """The config of an architecture at its published sizes, but for the options and the facts, which are no options.
+
+    Raises: DlrunError for an unknown option, and for values that do not go together.
+    """
+    kind = _kind(architecture, "model")
+    _check(options, kind, architecture, facts)
+    return _made(kind, {**{_stored_name(kind, name): value for name, value in options.items()}, **facts}, options)
+
+
+def of_described(
+    spec: DataSpec, source: str, architecture: str, options: Mapping[str, Any], facts: Mapping[str, Any]
+) -> tuple[Any, bytes]:
+    """The same at the sizes that a folder of this architecture describes, and that description. See `of_folder`."""
+    description, values = _described(spec, source)
+    if values["model_type"] != architecture:
+        raise DlrunError(f"model.path: {source} describes a {values['model_type']}, not a {architecture}")
+    kind = _kind(architecture, f"model.path: {source}")
+    _check(options, kind, architecture, facts)
+    given = {_stored_name(kind, name): value for name, value in options.items()}
+    return _made(kind, {**_taken(values, kind), **given, **facts}, options), description
+
+
 def of_folder(spec: DataSpec, source: str, options: Mapping[str, Any]) -> tuple[Any, bytes]:
     """The config a folder describes, but for the options, and that description (which a run keeps as KEPT_AS).
 
     Nothing but known settings is taken from it: never code, nor where code would be found.
     Raises: DlrunError; with code DATA where the folder or the description cannot be read.
     """
-    description = spec.files.get(KEPT_AS) or _read(source)
-    try:
-        values = json.loads(description)
-        architecture = values["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DlrunError(
-            f"model.path: {_FILE} of {source} describes no model of transformers: it names no model_type",
-            code=Exit.DATA,
-        ) from error
+    description, values = _described(spec, source)
+    architecture = values["model_type"]
     kind = _kind(architecture, f"model.path: {source}")
     _check(options, kind, architecture)
-    taken = {name: value for name, value in values.items() if name in _known(kind) | _OLD_KEYS and name[0] != "_"}
     given = {_stored_name(kind, name): value for name, value in options.items()}
-    config = _made(kind, {_stored_name(kind, name): value for name, value in taken.items()} | given, options)
+    config = _made(kind, _taken(values, kind) | given, options)
     _check_length(spec, config, source)
     _check_vocabulary(spec, config, source)
     return config, description
@@ -85,6 +100,25 @@ def positions(config: Any) -> int | None:
     if limit is not None and config.model_type in _COUNTED_FROM_PADDING:
         return limit - config.pad_token_id - 1
     return limit
+
+
+def _described(spec: DataSpec, source: str) -> tuple[bytes, dict[str, Any]]:
+    """A folder's config.json, or what the run keeps of it, and its values."""
+    description = spec.files.get(KEPT_AS) or _read(source)
+    try:
+        values = json.loads(description)
+        values["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DlrunError(
+            f"model.path: {_FILE} of {source} describes no model of transformers: it names no model_type",
+            code=Exit.DATA,
+        ) from error
+    return description, values
+
+
+def _taken(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    taken = {name: value for name, value in values.items() if name in _known(kind) | _OLD_KEYS and name[0] != "_"}
+    return {_stored_name(kind, name): value for name, value in taken.items()}
 
 
 def _read(source: str) -> bytes:
@@ -117,10 +151,10 @@ def _stored_name(kind: type, name: str) -> str:
     return kind.attribute_map.get(name, name)  # type: ignore[attr-defined]
 
 
-def _check(options: Mapping[str, Any], kind: type, architecture: str) -> None:
+def _check(options: Mapping[str, Any], kind: type, architecture: str, facts: Mapping[str, Any] | None = None) -> None:
     known = {name for name in _known(kind) - _NOT_SETTINGS if not name.endswith("_token_id")}
     for name in options:
-        if name in _NOT_SETTINGS or name.endswith("_token_id"):
+        if name in _NOT_SETTINGS or name in (facts or {}) or name.endswith("_token_id"):
             raise DlrunError(f"model.options.{name}: is a fact of the data or of the task, not a setting")
         if name not in known:
             raise DlrunError(f"model.options: {architecture} has no '{name}'", did_you_mean(name, known))

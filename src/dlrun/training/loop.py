@@ -229,9 +229,10 @@ def evaluate_and_judge(e: Engine) -> bool:
         e.reporter.evaluated(progress.step, {name: values[name] for name in dict.fromkeys([*first, *values])}, best)
         stop = any([hook(progress.step, values) for hook in e.after_evaluate])
         stop |= e.plan.patience is not None and progress.evaluations_without_gain >= e.plan.patience
+        stop = e.state.world.totals(stop)[0] > 0  # a sweep tells the first rank alone, and all ranks save together
         if best or stop:
             e.save(best)
-    return e.state.world.totals(stop)[0] > 0
+    return stop
 
 
 def ended_by(signals: list[int]) -> Ended:

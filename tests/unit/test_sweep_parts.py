@@ -1,0 +1,55 @@
+"""What a sweep counts beside metrics, which GPUs its workers get, and whose failure a launcher names."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dlrun import launch
+from dlrun.commands._sweep_study import Objective
+from dlrun.commands._sweep_workers import devices
+from dlrun.data import digits
+from dlrun.models import mlp
+from dlrun.training import latency
+from dlrun.training.precision import Precision
+
+CPU = torch.device("cpu")
+
+
+def test_every_process_of_a_trial_has_a_gpu_of_its_worker_as_far_as_there_are_so_many():
+    assert [devices(index, 1, 3) for index in range(4)] == [[0], [1], [2], [0]]
+    assert [devices(index, 2, 4) for index in range(3)] == [[0, 1], [2, 3], [0, 1]]
+    assert devices(1, 2, 3) == [0, 2]
+    assert devices(0, 4, 2) == [0, 1]  # the run itself then says that a process has none
+
+
+def test_latency_is_read_in_milliseconds_and_is_unknown_where_it_was_not_measured():
+    objective = Objective("latency", "min")
+    assert objective.value({"latency_seconds": 0.002, "metrics": {}}) == pytest.approx(2.0)
+    assert objective.value({"metrics": {"valid/accuracy": 1.0}}) is None
+
+
+def test_latency_is_the_middle_time_of_calls_with_one_validation_example(monkeypatch):
+    """By a clock that says five calls took 4, 1, 9, 3 and 5 seconds; three before them warm up."""
+    seen: list[torch.Tensor] = []
+    ticks = [0.0, *[tick for call in (4, 1, 9, 3, 5) for tick in (100.0 * call, 100.0 * call, 101.0 * call)]]
+    clock = iter([*ticks, 1e6])
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    dataset = digits.build(SimpleNamespace(seed=0, assets=None))  # type: ignore[arg-type]
+    model = mlp.build(dataset.spec)
+    model.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    found = latency.latency_seconds(model, dataset, Precision.of("fp32", CPU), CPU)
+    assert len(seen) == 8 and all(len(image) == 1 for image in seen) and not model.training
+    assert found == 4.0
+    expected = dataset.inputs.prepare(dataset.splits["valid"].gather(torch.tensor([0])))["image"]
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_a_rank_that_an_earlier_sitting_lost_is_not_named_again(tmp_path):
+    log = tmp_path / "processes.log"
+    log.write_text("  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 12)\n")
+    before = launch._first_failure(tmp_path, log, 0, 1)
+    assert before.message == "rank 1 was ended by SIGKILL"
+    after = launch._first_failure(tmp_path, log, log.stat().st_size, 1)
+    assert after.message == "the processes ended with code 1 and left no error"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlrun.compression import _onnx_session
 from dlrun.errors import DlrunError
 from dlrun.exporting import Traced, no_graph, quietly
 
@@ -62,12 +63,7 @@ def _name_sizes(graph: Any, traced: Traced) -> None:
 def runner(folder: Path) -> Callable[[dict[str, Tensor]], list[Tensor]]:
     """What ONNX Runtime says on the processor: inputs by name to outputs in order."""
     _require("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are about its own optimizations
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+    session = _onnx_session.session(str(folder / FILE))
     names = [value.name for value in session.get_inputs()]
 
     def run(given: dict[str, Tensor]) -> list[Tensor]:

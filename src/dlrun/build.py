@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import runs
+from dlrun._build_compressed import require_plain
 from dlrun.config import check, convert, schema
 from dlrun.config.durations import Duration
 from dlrun.contracts import (
@@ -54,16 +55,18 @@ class RunTools:
         if folder is None:
             raise runs.without_weights(run)
         tensors = checkpoint.read_tensors(folder, "weights")
-        if any(tensor.dtype in (torch.int8, torch.uint8) for tensor in tensors.values()):
-            raise DlrunError(
-                f"run {run.short_id} does not keep its weights as floats: nothing can be trained from them",
-                f"start from a run before it: dlrun lineage {run.short_id}",
-            )
+        if run.record.verb == "compress":
+            require_plain(run, tensors, self._plain_tensors(run))
         labels = tuple(runs.read_json(run.folder / "spec.json")["labels"])
         if _adds_modules(check.read_plain(run.folder)["transfer"]["name"], self.registry):
             config, spec = check.read(run.folder, self.registry), DataSpec.load(run.folder)
             tensors = trained(config, self.registry, spec, tensors, str(folder)).state_dict()
         return Weights(tensors, f"run {run.short_id}, step {int(folder.name)}", labels)
+
+    def _plain_tensors(self, run: runs.Run) -> dict[str, Tensor]:
+        """Of the model that a run's config names, before any training."""
+        config, spec = check.read(run.folder, self.registry), DataSpec.load(run.folder)
+        return checkpoint.model_tensors(model(config.model, self.registry, spec, config.seed))
 
 
 def dataset(config: schema.DataConfig, registry: Registry, tools: RunTools) -> Dataset:

@@ -153,6 +153,17 @@ class Moody(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+def test_the_card_of_a_model_that_says_texts_says_that_search_is_not_in_the_graph(train, dlrun, tmp_path):
+    train("task=language_model", "data=number_words", "data.kind=language", "data.size=100", "data.context=16",
+          "model=gpt", "model.width=16", "model.depth=1", "train.duration=2 steps")  # fmt: skip
+    assert dlrun("export", "latest", "--format", "torch", "--output", str(tmp_path / "out"))[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The graph is the forward pass" in card and "(teacher forcing). It is not the step-wise decoder" in card
+    train()
+    assert dlrun("export", "latest", "--format", "torch", "--output", str(tmp_path / "image"))[0] == 0
+    assert "step-wise decoder" not in (tmp_path / "image" / "README.md").read_text()
+
+
 def test_a_model_that_is_no_graph_is_refused_with_a_sentence(train):
     run = train()
     source = exporting.Source.of(predictor.load(run.folder))

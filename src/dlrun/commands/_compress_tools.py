@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from dlrun import assembly, build, predictor, runs
+from dlrun.compression import _masks
 from dlrun.config import convert
 from dlrun.config.durations import Duration
 from dlrun.config.schema import RunConfig
-from dlrun.contracts import Batch, Predictor, Task, Transferred
+from dlrun.contracts import Batch, Predictor, Pretrained, Task, Transferred
 from dlrun.errors import DlrunError
 from dlrun.predictor import TrainedModel
 from dlrun.randomness import permutation
@@ -50,6 +51,7 @@ class CompressionTools:
         self.source = source.run.id
         self.augments = bool(config.data.augment)
         self.step = source.step  # of the weights now; fine-tuning moves it
+        self.keeps_zeros = False  # whether weights that are zero when a fine-tuning begins are zero at its end
         self._source, self._config, self._registry, self._folder = source, config, registry, folder
         self._reporter, self._begin = reporter, begin
         self._world = World(0, 1, source.device)
@@ -80,8 +82,13 @@ class CompressionTools:
         return found
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
-        """See contracts."""
+        """See contracts. Raises: DlrunError for a pretrained one, which would begin without its weights."""
         made = build.model(convert.to_model(config, self._registry), self._registry, self.spec, self.seed)
+        if isinstance(made, Pretrained):
+            raise DlrunError(
+                f"distill: a student model={config['name']} would begin without its pretrained weights",
+                "train it first, and let that run be taught: compression.distill.teacher=RUN",
+            )
         return made.to(self.device)
 
     def finetune(
@@ -93,10 +100,13 @@ class CompressionTools:
         lr_scale: float = 0.1,
         after_step: Callable[[int, int], None] | None = None,
     ) -> nn.Module:
-        """See contracts. No average of the weights is kept: what a method holds still would not be still in it."""
+        """See contracts. No average of the weights is kept: what a method holds still would not be still in it.
+
+        What was pruned before stays zero.
+        """
         if not trainable(model):
             raise DlrunError(
-                "these weights are not kept as floats: they cannot be trained",
+                "these weights are kept in integers, in 16 bits or in a graph: they cannot be trained",
                 "let the step that trains come before the one that quantizes: compression=[…]",
             )
         length = Duration.parse(duration)
@@ -111,6 +121,9 @@ class CompressionTools:
             if after_step is not None:
                 total = engine.plan.total or 0
                 engine.after_step.append(lambda step, _: after_step(step, total) or {})
+            if self.keeps_zeros:
+                put_back = _masks.keep_zeros(model)
+                engine.after_step.append(lambda *_: put_back() or {})
             seed_generators(config.seed, world.rank)
             self._reporter.begin(engine.plan, 0)
             try:

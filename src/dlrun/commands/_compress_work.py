@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,7 @@ class Work:
     def apply(self, steps: dict[str, CompressionConfig]) -> nn.Module:
         """The source's model after every step."""
         first = next(iter(steps.values()))
-        if hasattr(self.predictor, "members") and not first.options.get("student"):
+        if self._is_several() and not first.options.get("student"):
             raise DlrunError(
                 f"run {self.source.short_id} is an ensemble, which is no single model",
                 "distil it: compression=distill model@compression.distill.student=NAME",
@@ -104,6 +105,10 @@ class Work:
             model = self.step(model, name, step)
         return model
 
+    def _is_several(self) -> bool:
+        """Whether the source is an ensemble without weights of its own."""
+        return self.source.record.verb == "ensemble" and not self.source.checkpoints.is_dir()
+
     def step(self, model: nn.Module, name: str, step: CompressionConfig) -> nn.Module:
         """The model after one step, which is noted in `done`."""
         from dlrun import build
@@ -111,6 +116,7 @@ class Work:
 
         self.reporter.note(f"{name} …")
         registry, spec = self.options.registry, self.predictor.spec
+        self.tools.keeps_zeros = _has_zeros(self.done)
         model, plan = build.compressor(step, registry, spec).compress(model, self.tools)
         plan = dict(plan)
         report = plan.pop("report", {})
@@ -144,7 +150,8 @@ class Work:
         from dlrun.training import checkpoint
 
         self.predictor.spec.save(run.folder)
-        runs.write_json(run.folder / PLAN, {"steps": self.done})
+        plan = json.dumps({"steps": self.done}, separators=(",", ":"))  # not indented: its bytes count as the model's
+        runs.write_atomically(run.folder / PLAN, plan + "\n")
         digest = hashlib.sha256((run.folder / PLAN).read_bytes()).hexdigest()
         contents = checkpoint.Contents({"weights": checkpoint.model_tensors(model)}, {"plan": digest})
         checkpoint.save(run.checkpoints, self.tools.step, contents)
@@ -162,11 +169,12 @@ class Work:
         after._dataset = self.predictor.dataset
         batches = list(self.tools.batches(split, 4 * after.config.data.batch_size))
         full = [batch for batch in batches if len(batch["id"]) == len(batches[0]["id"])]
+        both = [self.predictor_before(), after]
         sides, outputs, metrics = [], [], {}
-        for predictor, weighed in ((self.predictor_before(), self.before), (after, self.weighed)):
+        for predictor, weighed, rates in zip(both, (self.before, self.weighed), proof.measure(both, full), strict=True):
             outputs.append(predictor.predict_split(split))
             metrics, _ = measured(predictor.task, outputs[-1], split)
-            sides.append(proof.side(predictor, weighed, proof.measure(predictor, full), metrics, _files(predictor)))
+            sides.append(proof.side(predictor, weighed, rates, metrics, _files(predictor)))
             sides[-1]["goal_interval"] = proof.interval(predictor.task, outputs[-1])
         difference = gain(after.task, outputs[1], outputs[:1], 1000, 0)
         log = MetricsLog(run.metrics_file, self.tools.step)
@@ -219,11 +227,24 @@ class Work:
 
 def _files(predictor: Any) -> list[Path]:
     """What a predictor is loaded from: weights and the plan, of an ensemble its members'."""
-    found = []
-    for member in getattr(predictor, "members", [predictor]):
-        weights = member.run.checkpoints / f"{member.step:08d}" / "weights.safetensors"
-        found += [path for path in (weights, member.run.folder / PLAN) if path.is_file()]
-    return found
+    from dlrun import _predictor_ensemble as ensembles
+
+    run = predictor.run
+    if run.record.verb == "ensemble" and not run.checkpoints.is_dir():
+        members = [(ensembles.member_folder(run, each), each["step"]) for each in ensembles.read_plan(run)["members"]]
+    else:
+        members = [(run.folder, predictor.step)]
+    found = {}
+    for folder, step in members:
+        name = "best" if step is None else f"{step:08d}"
+        found |= dict.fromkeys([folder / "checkpoints" / name / "weights.safetensors", folder / PLAN])
+    return [path for path in found if path.is_file()]
+
+
+def _has_zeros(steps: list[dict[str, Any]]) -> bool:
+    """Whether a step pruned weights or gave them codebooks, after which no student took their place."""
+    last = max((index for index, step in enumerate(steps) if "model" in step["plan"]), default=-1)
+    return any({"sparsity", "codebooks"} & step["plan"].keys() for step in steps[last + 1 :])
 
 
 def _short(value: Any) -> str:

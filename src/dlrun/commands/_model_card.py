@@ -11,6 +11,7 @@ import yaml
 from dlrun import runs
 from dlrun.commands import _reading as reading
 from dlrun.commands._terminal import number
+from dlrun.decoding import Generates
 from dlrun.errors import DlrunError
 
 _KINDS = {  # task -> what the Hugging Face hub calls it, by what goes in where that decides
@@ -40,6 +41,12 @@ _FACTS = (
     "seed",
 )
 
+_NO_SEARCH = (
+    "The graph is the forward pass: all tokens so far go in, and the logits of the token after each of them come out "
+    "(teacher forcing). It is not the step-wise decoder: it keeps no state between calls, and the search that says "
+    "texts (greedy, beams, sampling) is not in it."
+)
+
 
 def text(run: runs.Run, predictor: Any, facts: Mapping[str, Any]) -> str:
     """All of README.md. facts: what export.json holds."""
@@ -49,7 +56,7 @@ def text(run: runs.Run, predictor: Any, facts: Mapping[str, Any]) -> str:
         f"# {_name(run, config)}",
         _what(run, predictor, config),
         *_use(predictor, facts),
-        *_tensors(facts),
+        *_tensors(predictor, facts),
         *_data(predictor, config),
         *_metrics(result),
         *_training(run, config, result, predictor),
@@ -153,7 +160,7 @@ def _use(predictor: Any, facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"## Use\n\n```python\n{code}\n```"
 
 
-def _tensors(facts: Mapping[str, Any]) -> Iterator[str]:
+def _tensors(predictor: Any, facts: Mapping[str, Any]) -> Iterator[str]:
     if "inputs" not in facts:
         return
     lines = ["## Inputs and outputs", "", "| | name | type | shape |", "|---|---|---|---|"]
@@ -167,6 +174,8 @@ def _tensors(facts: Mapping[str, Any]) -> Iterator[str]:
     lines += ["", said]
     if not facts["finished"]:
         lines += ["", "The outputs come before detections are chosen (peaks, or suppression by overlap)."]
+    if isinstance(predictor.task, Generates):
+        lines += ["", _NO_SEARCH]
     if "opset" in facts:
         lines += ["", f"ONNX opset {facts['opset']}."]
     agreed = facts["agreement"]

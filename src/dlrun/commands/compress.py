@@ -75,7 +75,8 @@ def _config(source: runs.Run, overrides: Sequence[str], options: Options) -> Run
     before = check.read_plain(source.folder)
     values = compose_on(before, overrides, config_dir=options.config_dir).values if overrides else before
     config = convert.to_config(values, options.registry)
-    old, new = leaves(before), leaves(convert.to_plain(config))
+    own = convert.to_config(before, options.registry)  # with what has been added to the schema since
+    old, new = leaves(convert.to_plain(own)), leaves(convert.to_plain(config))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not name.startswith(_CHANGEABLE):
             raise DlrunError(

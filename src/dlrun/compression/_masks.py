@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlrun.compression import _layers
+from dlrun.compression import _codebooks, _layers
 from dlrun.errors import DlrunError
 
 # O outputs, I inputs, N numbers of a weight
@@ -83,6 +83,20 @@ def put_back(weights: Mapping[str, nn.Parameter], masks: Masks) -> None:
     """Exact zeros where a mask says so."""
     for name, mask in masks.items():
         weights[name].masked_fill_(~mask, 0.0)
+
+
+def keep_zeros(model: nn.Module) -> Callable[[], None]:
+    """A call that puts back the zeros that the matrices of a model have now, and those of codebooks."""
+    held = [weight for weight in model.parameters() if weight.dim() > 1]
+    held += [book.values for book in model.modules() if isinstance(book, _codebooks.Book)]
+    zeros = [(weight, weight.detach() == 0) for weight in held if (weight.detach() == 0).any()]
+
+    @torch.no_grad()
+    def put() -> None:
+        for weight, is_zero in zeros:
+            weight.masked_fill_(is_zero, 0.0)
+
+    return put
 
 
 def hold(weights: Mapping[str, nn.Parameter], masks: Masks) -> bool:

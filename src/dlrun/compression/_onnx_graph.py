@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrun.compression import _onnx_session
 from dlrun.contracts import Batch, CompressionTools, Exportable
 from dlrun.errors import DlrunError
 
@@ -46,13 +47,8 @@ class OnnxGraph(nn.Module):
         graph: Any = self.graph
         state = (graph.data_ptr(), graph._version)
         if self._session is None or self._session[0] != state:
-            onnxruntime = required("onnxruntime")
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            options.intra_op_num_threads = torch.get_num_threads()
-            content = graph.cpu().numpy().tobytes()
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            self._session = state, session
+            required("onnxruntime")
+            self._session = state, _onnx_session.session(graph.cpu().numpy().tobytes())
         return self._session[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,12 +19,16 @@ _CACHE_BYTES = 2**28  # of a teacher's answers
 
 
 class Teacher:
-    """One model or several, whose probabilities are averaged. remembers: answers are kept by id, for examples that
-    are never changed."""
+    """One model or several, whose probabilities are averaged. shares: of each in the mean, that sum to 1; else equal.
+    remembers: answers are kept by id, for examples that are never changed."""
 
-    def __init__(self, models: Sequence[nn.Module], spec: DataSpec, temperature: float, remembers: bool) -> None:
+    def __init__(
+        self, models: Sequence[nn.Module], spec: DataSpec, temperature: float, remembers: bool,
+        shares: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
         self.models = [model.eval().requires_grad_(False) for model in models]
         self.spec, self.temperature = spec, temperature
+        self._shares = torch.tensor(shares or [1 / len(models)] * len(models))
         self._known: dict[int, Tensor] | None = {} if remembers else None
 
     @torch.no_grad()
@@ -35,10 +39,11 @@ class Teacher:
             return torch.stack([self._known[one] for one in ids]).to(batch["id"].device)
         said = [softened(answer(model, self.spec, batch), self.spec, self.temperature) for model in self.models]
         together = torch.stack(said)
+        shares = self._shares.to(together.device).view(-1, *[1] * (together.dim() - 1))
         if kind(self.spec) == "classes":
-            mean = together.logsumexp(0) - torch.log(torch.tensor(float(len(said))))
+            mean = (together + shares.log()).logsumexp(0)
         else:
-            mean = together.mean(0)
+            mean = (shares * together).sum(0)
         self._remember(ids, mean)
         return mean
 
@@ -114,13 +119,16 @@ class Taught:
         """As the task's; one pass of each model."""
         heard = _Heard(model)
         own = self.task.loss(heard, batch)  # type: ignore[arg-type]
-        wanted = self.teacher.says(batch)
-        total = (1 - self.weight) * own.sum + self.weight * own.count * self._distance(heard.said, wanted, batch)
+        read = batch | dict(zip(self.teacher.spec.inputs, heard.inputs, strict=False))  # as a task hid tokens of it
+        logits = _first(heard.said)
+        counts = _counting(heard.said, logits, batch)
+        distance = self._distance(logits, self.teacher.says(read), counts)
+        total = (1 - self.weight) * own.sum + self.weight * own.count * distance
         if self.features is not None:
-            total = total + own.count * self.features.distance(batch)
+            total = total + own.count * self.features.distance(read, counts)
         return Loss(total, own.count)
 
-    def _distance(self, logits: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+    def _distance(self, logits: Tensor, wanted: Tensor, counts: Tensor | None) -> Tensor:
         """Mean over targets."""
         spec, temperature = self.teacher.spec, self.teacher.temperature
         form = kind(spec)
@@ -135,22 +143,37 @@ class Taught:
                 "they must have the same classes or vocabulary, and the same length",
             )
         each = (wanted.exp() * (wanted - said)).sum(1 if said.dim() == 4 else -1)
-        if spec.target == "targets":
-            counts = batch["targets"] != NO_TARGET
-            return temperature**2 * (each * counts).sum() / counts.sum().clamp(min=1)
-        return temperature**2 * each.mean()
+        return temperature**2 * _mean(each, counts)
+
+
+def _counting(said: Any, logits: Tensor, batch: Batch) -> Tensor | None:
+    """Which places [B, T] of an answer [B, T, K] count: those with a target, or as many as the model says; or None."""
+    if logits.dim() != 3:
+        return None
+    if isinstance(said, tuple) and len(said) == 2 and said[1].shape == logits.shape[:1]:
+        return torch.arange(logits.shape[1], device=logits.device) < said[1][:, None].to(logits.device)
+    targets = batch.get("targets")
+    return targets != NO_TARGET if targets is not None and targets.shape == logits.shape[:2] else None
+
+
+def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
+    """Over the places that count, of all behind them."""
+    if counts is None:
+        return values.mean()
+    counts = counts.view(*counts.shape, *[1] * (values.dim() - 2)).expand_as(values)
+    return (values * counts).sum() / counts.sum().clamp(min=1)
 
 
 class _Heard:
-    """A model whose answer is remembered."""
+    """A model whose inputs and answer are remembered."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        given = self._model(*inputs, **named)
-        self.said = _first(given)
-        return given
+        self.inputs = inputs
+        self.said = self._model(*inputs, **named)
+        return self.said
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -183,11 +206,18 @@ class Features:
 
         return model.get_submodule(heads[0]).register_forward_pre_hook(note)
 
-    def distance(self, batch: Batch) -> Tensor:
-        """Mean square between the teacher's features and the student's, mapped; both models have just answered."""
+    def distance(self, batch: Batch, counts: Tensor | None) -> Tensor:
+        """Mean square between the teacher's features and the student's, mapped, at the places [B, T] that count."""
         with torch.no_grad():
             answer(self._teacher, self.spec, batch)
-        return self.weight * F.mse_loss(self.map(self._found["student"]).float(), self._found["teacher"].float())
+        mapped, wanted = self.map(self._found["student"]).float(), self._found["teacher"].float()
+        if mapped.shape != wanted.shape:
+            raise DlrunError(
+                f"distill: the student's features are {list(mapped.shape[1:-1])} times its width, the teacher's "
+                f"{list(wanted.shape[1:-1])}",
+                "compression.distill.features=0",
+            )
+        return self.weight * _mean((mapped - wanted).square(), counts if mapped.dim() == 3 else None)
 
     def close(self) -> None:
         """Listen no more."""

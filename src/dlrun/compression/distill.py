@@ -70,8 +70,9 @@ class Distill:
         self._require_alike(members, tools)
         before = _layers.numbers(model)
         student = tools.make_model(self.student) if self.student else model
-        models = list(dict.fromkeys(member.model.to(tools.device) for member in members))
-        teacher = Teacher(models, tools.spec, self.temperature, remembers=not tools.augments)
+        shares = _shares(known, members)
+        models = [model.to(tools.device) for model in shares]
+        teacher = Teacher(models, tools.spec, self.temperature, not tools.augments, list(shares.values()))
         found = None
         if self.features:
             found = Features(student, models[0], _layers.one_batch(tools), tools.spec, self.features)
@@ -90,11 +91,23 @@ class Distill:
 
     def _require_alike(self, members: list[Any], tools: CompressionTools) -> None:
         for member in members:
-            same = (member.spec.inputs, member.spec.labels, member.spec.sizes) == (
-                tools.spec.inputs, tools.spec.labels, tools.spec.sizes,
-            )  # fmt: skip
-            if not same or not hasattr(member, "model"):
+            if _said_and_read(member.spec) != _said_and_read(tools.spec) or not hasattr(member, "model"):
                 raise DlrunError(
                     "distill: the teacher reads or says other things than the student",
                     "they need the same inputs, classes and vocabulary: train both on one data set",
                 )
+
+
+def _said_and_read(spec: DataSpec) -> tuple[Any, ...]:
+    """What must be one in teacher and student; files hold vocabularies."""
+    return spec.inputs, spec.labels, spec.sizes, spec.files
+
+
+def _shares(known: Any, members: list[Any]) -> dict[nn.Module, float]:
+    """Each model of a teacher and its share of the mean: an ensemble that weighs its members has weights."""
+    weights = dict(getattr(known, "fit", {})).get("weights") or [1.0] * len(members)
+    found: dict[nn.Module, float] = {}
+    for member, weight in zip(members, weights, strict=True):
+        if weight > 0:
+            found[member.model] = found.get(member.model, 0.0) + weight / sum(weights)
+    return found

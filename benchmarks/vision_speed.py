@@ -1,6 +1,6 @@
 """Segmentation and detection against torchvision's own reference loops, for the same model, as ratios in one run.
 
-DLRUN_TEST_DATA=FOLDER python benchmarks/vision_speed.py [--rounds 3] [--steps 20]
+DLRUN_TEST_DATA=FOLDER python benchmarks/vision_speed.py [--parts segmentation detection] [--rounds 3] [--steps 20]
 
 FOLDER holds camvid/ and bccd/. LR-ASPP at 180 x 240 and SSDlite at 320 x 320, batches of 8, fp32: training (loading and
 augmentation included), loading and augmentation alone, and evaluation of a split with its metrics.
@@ -139,11 +139,13 @@ def own_evaluation(parts: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    makers = {"segmentation": segmentation, "detection": detection}
+    parser.add_argument("--parts", nargs="+", default=list(makers), choices=list(makers))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
-    for make in (segmentation, detection):
-        contest = make(data_folder())
+    for part in options.parts:
+        contest = makers[part](data_folder())
         overrides = [*contest.overrides, *COMMON]
         parts = own_parts(overrides)
         pairs = {
@@ -160,7 +162,7 @@ def main() -> None:
         for what, (own, other) in pairs.items():
             found = in_turn({"dlrun": own, "torchvision's reference": other}, options.rounds)
             own_rates, others = found.values()
-            print(f"{make.__name__}, {what:<26} {median(own_rates):7.1f} images/s against {median(others):7.1f}:"
+            print(f"{part}, {what:<26} {median(own_rates):7.1f} images/s against {median(others):7.1f}:"
                   f" {ratio(own_rates, others):.2f} x", flush=True)  # fmt: skip
 
 

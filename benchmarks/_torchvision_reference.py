@@ -164,7 +164,7 @@ def together(batch: list) -> tuple:
     return tuple(zip(*batch, strict=True))
 
 
-def loader(data: Dataset, batch: int, *, shuffled: bool, collate: Callable | None = None) -> DataLoader:
+def loader_of(data: Dataset, batch: int, *, shuffled: bool, collate: Callable | None = None) -> DataLoader:
     """As the scripts make it, with two workers that stay."""
     return DataLoader(data, batch, shuffled, num_workers=2, collate_fn=collate, drop_last=shuffled,
                       persistent_workers=True)  # fmt: skip

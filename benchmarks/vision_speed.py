@@ -41,12 +41,12 @@ def segmentation(folder: Path) -> Contest:
     """LR-ASPP on CamVid."""
     source = folder / "camvid"
     named = "Sky,Building,Pole,Road,Pavement,Tree,SignSymbol,Fence,Car,Pedestrian,Bicyclist"
-    train = reference.loader(
+    train = reference.loader_of(
         reference.Roads(source, "train", reference.segmentation_transforms(180, 240, training=True)),
         BATCH,
         shuffled=True,
     )
-    test = reference.loader(
+    test = reference.loader_of(
         reference.Roads(source, "test", reference.segmentation_transforms(180, 240, training=False)),
         2 * BATCH,
         shuffled=False,
@@ -70,12 +70,12 @@ def segmentation(folder: Path) -> Contest:
 def detection(folder: Path) -> Contest:
     """SSDlite on blood cells."""
     source = folder / "bccd" / "BCCD.zip"
-    train = reference.loader(
+    train = reference.loader_of(
         reference.Cells(source, "train", reference.detection_transforms(320, training=True)), BATCH, shuffled=True,
         collate=reference.together,
     )  # fmt: skip
     held = reference.Cells(source, "test", reference.detection_transforms(320, training=False))
-    test = reference.loader(held, 2 * BATCH, shuffled=False, collate=reference.together)
+    test = reference.loader_of(held, 2 * BATCH, shuffled=False, collate=reference.together)
 
     def model() -> torch.nn.Module:
         return models.detection.ssdlite320_mobilenet_v3_large(

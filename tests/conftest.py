@@ -46,6 +46,14 @@ def runs(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed is measured with as few calls as make a median: the numbers are there, and say nothing."""
+    from dlrun.training import latency
+
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+
+
+@pytest.fixture
 def train(runs: Path) -> Callable:
     """train(*overrides, components=None) -> the Run, trained in this process on digits."""
     from dlrun.commands import _making as making

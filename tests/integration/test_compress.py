@@ -14,6 +14,8 @@ from dlrun import predictor
 
 QUIET = ("hardware.device=cpu", "tracking.system_metrics=false")
 
+pytestmark = pytest.mark.usefixtures("short_timing")
+
 
 def compressed(dlrun, folder, run, *words):
     code, out, err = dlrun("compress", run.id, *words, "--runs", str(folder), "--json")
@@ -23,13 +25,6 @@ def compressed(dlrun, folder, run, *words):
 
 def outputs(folder, run_id, split="test"):
     return predictor.load(folder / run_id / "artifacts", "cpu").predict_split(split).fields
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    from dlrun.training import latency
-
-    monkeypatch.setattr(latency, "_SECONDS", 0.0)
 
 
 def test_a_compressed_run_says_what_scripts_rely_on_and_reads_back(runs, train, dlrun):

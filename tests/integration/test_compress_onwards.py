@@ -14,14 +14,7 @@ from dlrun import runs as folders
 MLP = ("model=mlp", "train.duration=1 epoch")
 ON = ("compression=finetune", "compression.finetune.duration=4 steps", "compression.finetune.lr_scale=1.0")
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    from dlrun.training import latency
-
-    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_timing")]
 
 
 @pytest.fixture

@@ -16,14 +16,7 @@ PAIRS = ("task=translation", *WORDS, "task.beams=1", "task.max_tokens=4")
 READER = ("model=transformer_classifier", "model.width=16", "model.depth=1")
 GPT = ("model=gpt", "model.width=16", "model.depth=1")
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    from dlrun.training import latency
-
-    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_timing")]
 
 
 @pytest.fixture

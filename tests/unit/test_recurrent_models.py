@@ -15,7 +15,7 @@ from dlrun.models import _attention, _recurrent, rnn, seq2seq_rnn
 CELLS = ["rnn", "lstm", "gru"]
 
 
-def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
@@ -38,9 +38,9 @@ def test_the_written_out_cells_equal_torchs_packed_layers_with_the_weights_copie
     last = [part.transpose(0, 1) for part in (last if isinstance(last, tuple) else (last,))]
     for form in (own, own.masked):
         y, state = form(x, lengths)
-        close(y, outputs)
+        assert_close(y, outputs)
         for mine, other in zip(state, last, strict=True):
-            close(mine, other)
+            assert_close(mine, other)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -53,7 +53,7 @@ def test_the_masked_form_has_the_packed_forms_gradients(kind):
         y, state = form(x, lengths)
         gradients.append(torch.autograd.grad(y.square().sum() + state[0].sum(), list(own.parameters())))
     for packed, masked in zip(*gradients, strict=True):
-        close(masked, packed, 1e-4)
+        assert_close(masked, packed, 1e-4)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -65,7 +65,7 @@ def test_a_cell_equals_torchs_cell_with_the_weights_copied(kind):
     x, state = torch.randn(3, 5), tuple(torch.randn(3, 4) for _ in range(2 if kind == "lstm" else 1))
     expected = theirs(x, state if kind == "lstm" else state[0])
     for mine, other in zip(own(x, state), expected if kind == "lstm" else (expected,), strict=True):
-        close(mine, other)
+        assert_close(mine, other)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -77,9 +77,9 @@ def test_steps_equal_the_whole_sequence(kind):
     state = _recurrent.nothing(kind, x, 3, 2, 4)
     for time in range(6):
         y, state = own.step(x[:, time], state)
-        close(y, outputs[:, time])
+        assert_close(y, outputs[:, time])
     for mine, other in zip(state, last, strict=True):
-        close(mine, other)
+        assert_close(mine, other)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -90,7 +90,7 @@ def test_orthogonal_weights_are_orthogonal_gate_by_gate_and_an_lstm_begins_by_re
         for reverse in range(2):
             _, weight, first, second = own.weights(layer, reverse)
             for gate in weight.chunk(_recurrent.GATES[kind]):
-                close(gate @ gate.T, torch.eye(4))
+                assert_close(gate @ gate.T, torch.eye(4))
             gates = (first + second).view(-1, 4)
             forget = torch.zeros_like(gates)
             if kind == "lstm":
@@ -102,7 +102,7 @@ def test_a_recurrent_classifier_reads_numbers_where_the_data_has_features():
     spec = DataSpec(("series", "lengths"), "label", {"features": 5, "classes": 3}, {"series": (9, 5), "lengths": ()})
     model = rnn.build(spec, hidden=4).eval()
     series, lengths = torch.randn(2, 9, 5), torch.tensor([9, 4])
-    close(model(series, lengths)[1], model(series[1:, :4], lengths[1:])[0])
+    assert_close(model(series, lengths)[1], model(series[1:, :4], lengths[1:])[0])
 
 
 # ---------------------------------------------------------------- attention of a recurrent decoder
@@ -121,7 +121,7 @@ def test_bahdanaus_attention_equals_its_formula():
         ]
         total = sum(map(math.exp, scores))
         expected = sum(math.exp(score) / total * states[row, s] for s, score in enumerate(scores))
-        close(looks(query, memory)[row], expected)
+        assert_close(looks(query, memory)[row], expected)
 
 
 def test_luongs_attention_equals_its_formula():
@@ -133,7 +133,7 @@ def test_luongs_attention_equals_its_formula():
         scores = [(query[row] @ looks.keys.weight @ states[row, s]).item() for s in range(length)]
         total = sum(map(math.exp, scores))
         expected = sum(math.exp(score) / total * states[row, s] for s, score in enumerate(scores))
-        close(looks(query, memory)[row], expected)
+        assert_close(looks(query, memory)[row], expected)
 
 
 @pytest.mark.parametrize("attention", ["bahdanau", "luong"])
@@ -161,4 +161,4 @@ def test_the_decoder_equals_its_equations_with_torchs_cell(attention):
             seen = [s, context, y]
         readout = decoder.readout(torch.cat(seen, 1)).tanh()
         logits.append(model.head(readout))
-    close(model(source, lengths, tokens), torch.stack(logits, 1))
+    assert_close(model(source, lengths, tokens), torch.stack(logits, 1))

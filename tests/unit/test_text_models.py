@@ -83,7 +83,7 @@ def made(builder, spec: DataSpec, seed: int = 0) -> nn.Module:
     return model
 
 
-def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
@@ -156,7 +156,7 @@ def test_a_bag_is_a_linear_layer_on_the_mean_of_the_vectors():
     model = made(lambda spec: bag.build(spec, width=4), classes())
     vectors = model.tokens.weight
     expected = (vectors[3] + vectors[5] + vectors[3]) / 3 @ model.head.weight.T + model.head.bias
-    close(model(torch.tensor([[3, 5, 3, 0]]), torch.tensor([3]))[0], expected)
+    assert_close(model(torch.tensor([[3, 5, 3, 0]]), torch.tensor([3]))[0], expected)
 
 
 def test_word_dropout_leaves_out_tokens_and_never_all_of_them():
@@ -180,7 +180,7 @@ def test_textcnn_equals_its_filters_written_out_window_by_window():
         padded = F.pad(vectors, (0, 0, size - 1, size - 1))
         answers = [(layer.weight * padded[i : i + size].T).sum((1, 2)) + layer.bias for i in range(5 + size - 1)]
         features.append(torch.stack(answers).relu().amax(0))
-    close(model(tokens, torch.tensor([5]))[0], torch.cat(features) @ model.head.weight.T + model.head.bias)
+    assert_close(model(tokens, torch.tensor([5]))[0], torch.cat(features) @ model.head.weight.T + model.head.bias)
 
 
 def test_hidden_tokens_are_asked_for_where_the_data_has_no_classes():
@@ -189,7 +189,7 @@ def test_hidden_tokens_are_asked_for_where_the_data_has_no_classes():
     tokens[1, 5:] = 0  # a window that the text's end cut short
     logits = model(tokens)
     assert logits.shape == (2, LENGTH, V)
-    close(logits[1, :5], model(tokens[1:, :5], torch.tensor([5]))[0])
+    assert_close(logits[1, :5], model(tokens[1:, :5], torch.tensor([5]))[0])
     changed = tokens.clone()
     changed[0, -1] = changed[0, -1] % (V - 1) + 1
     assert not torch.allclose(model(changed)[0, 0], logits[0, 0]), "both sides of a token are seen"
@@ -215,7 +215,7 @@ def test_padding_never_changes_a_class(name, batch):
     model = made(CLASSIFIERS[name], classes())
     together = model(tokens, lengths)
     for row, length in enumerate(lengths.tolist()):
-        close(together[row], model(tokens[row : row + 1, :length], lengths[row : row + 1])[0], 1e-4)
+        assert_close(together[row], model(tokens[row : row + 1, :length], lengths[row : row + 1])[0], 1e-4)
 
 
 @pytest.mark.parametrize("name", SEQ2SEQ)
@@ -228,7 +228,7 @@ def test_padding_of_a_source_never_changes_what_is_said(name, batch, width):
     together = model(source, lengths, tokens)
     for row, length in enumerate(lengths.tolist()):
         alone = model(source[row : row + 1, :length], lengths[row : row + 1], tokens[row : row + 1])
-        close(together[row], alone[0], 1e-4)
+        assert_close(together[row], alone[0], 1e-4)
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
@@ -285,7 +285,7 @@ def test_generation_with_a_cache_equals_generation_without_and_each_prompt_alone
     logits, state = model.start(tokens, lengths)
     for later in range(10):
         for row, said in enumerate(rows):
-            close(logits[row], without_cache(model, said, window), 1e-4)
+            assert_close(logits[row], without_cache(model, said, window), 1e-4)
         following = random_tokens(len(rows), seed=later)
         logits, state = model.step(following, state)
         rows = [[*said, token] for said, token in zip(rows, following.tolist(), strict=True)]
@@ -297,10 +297,10 @@ def test_steps_of_a_sequence_model_equal_its_forward_past_the_expected_length(na
     source, lengths, tokens = random_tokens(3, 6), torch.tensor([6, 2, 4]), random_tokens(3, 9, seed=1)
     expected = model(source, lengths, tokens)
     logits, state = model.start(source, lengths, tokens[:, 0])
-    close(logits, expected[:, 0])
+    assert_close(logits, expected[:, 0])
     for time in range(1, 9):
         logits, state = model.step(tokens[:, time], state)
-        close(logits, expected[:, time])
+        assert_close(logits, expected[:, time])
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
@@ -313,7 +313,7 @@ def test_rows_of_a_state_can_be_chosen_and_doubled(name):
     logits, state = model.step(torch.tensor([4, 5]), select(state, torch.tensor([1, 1])))
     logits, _ = model.step(torch.tensor([7, 7]), state)
     for row, said in enumerate(([4, 7], [5, 7])):
-        close(logits[row], without_cache(model, [*tokens[1, :2].tolist(), *said], None), 1e-4)
+        assert_close(logits[row], without_cache(model, [*tokens[1, :2].tolist(), *said], None), 1e-4)
 
 
 @pytest.mark.parametrize("name", SEQ2SEQ)
@@ -325,7 +325,7 @@ def test_rows_of_a_sequence_models_state_can_be_chosen_and_doubled(name):
     _, state = model.start(source, lengths, torch.tensor([1, 2, 3]))
     logits, _ = model.step(torch.tensor([7, 8]), select(state, torch.tensor([2, 2])))
     expected = model(source[[2, 2]], lengths[[2, 2]], torch.tensor([[3, 7], [3, 8]]))
-    close(logits, expected[:, -1])
+    assert_close(logits, expected[:, -1])
 
 
 def test_a_cache_holds_16_bit_numbers_under_autocast():
@@ -359,7 +359,7 @@ def test_the_exportable_form_equals_the_model_and_shares_its_weights(form, name)
     model = made(models[name], spec)
     before = model(*inputs(3))
     plain = model.exportable() if hasattr(model, "exportable") else model
-    close(plain(*inputs(3)), before)
+    assert_close(plain(*inputs(3)), before)
     assert all(mine is theirs for mine, theirs in zip(plain.parameters(), model.parameters(), strict=True))
     assert torch.equal(model(*inputs(3)), before), "the model itself is as it was"
     assert copy.deepcopy(plain).state_dict().keys() == model.state_dict().keys()
@@ -374,4 +374,4 @@ def test_the_exportable_form_is_one_graph_for_any_number_of_examples(form, name)
     plain = model.exportable() if hasattr(model, "exportable") else model
     sizes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs(2))
     graph = torch.export.export(plain, inputs(2), dynamic_shapes=sizes).module()
-    close(graph(*inputs(3)), model(*inputs(3)))
+    assert_close(graph(*inputs(3)), model(*inputs(3)))

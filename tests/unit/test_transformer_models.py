@@ -18,7 +18,7 @@ def language() -> DataSpec:
     return DataSpec(("tokens",), "targets", {"vocabulary": V, "context": LENGTH}, {"tokens": (LENGTH,)})
 
 
-def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
@@ -48,7 +48,7 @@ def test_gpt_equals_transformers_gpt2_with_the_weights_copied():
     own = gpt.build(language(), depth=2, heads=2, width=8).eval()
     own.load_state_dict(weights)
     tokens = torch.randint(V, (3, LENGTH))
-    close(own(tokens), theirs(tokens).logits)
+    assert_close(own(tokens), theirs(tokens).logits)
 
 
 def test_gpt_with_llamas_parts_equals_transformers_llama_with_the_weights_copied():
@@ -83,7 +83,7 @@ def test_gpt_with_llamas_parts_equals_transformers_llama_with_the_weights_copied
     ).eval()  # fmt: skip
     own.load_state_dict(weights)
     tokens = torch.randint(V, (3, LENGTH))
-    close(own(tokens), theirs(tokens).logits)
+    assert_close(own(tokens), theirs(tokens).logits)
 
 
 def copied(own: nn.Module, theirs: nn.Module, names: dict[str, str]) -> None:
@@ -129,7 +129,7 @@ def test_the_transformer_equals_torchs_with_the_weights_copied():
         own.encoder.embedded(source), own.embedded(tokens), src_key_padding_mask=is_padding,
         memory_key_padding_mask=is_padding, tgt_mask=is_later, tgt_is_causal=True,
     )  # fmt: skip
-    close(own(source, lengths, tokens), own.head(outputs))
+    assert_close(own(source, lengths, tokens), own.head(outputs))
 
 
 def test_sinusoids_equal_the_papers_formula():
@@ -137,7 +137,7 @@ def test_sinusoids_equal_the_papers_formula():
     for position in range(5):
         for i in range(3):
             angle = position / 10_000 ** (2 * i / 6)
-            close(table[position, 2 * i : 2 * i + 2], torch.tensor([math.sin(angle), math.cos(angle)]))
+            assert_close(table[position, 2 * i : 2 * i + 2], torch.tensor([math.sin(angle), math.cos(angle)]))
 
 
 def test_rotated_products_depend_on_distance_alone():
@@ -147,7 +147,7 @@ def test_rotated_products_depend_on_distance_alone():
     products = (rotary(q)[0] @ rotary(k)[0].T).double()
     for distance in range(-19, 20):
         diagonal = products.diagonal(distance)
-        close(diagonal, diagonal[:1].expand_as(diagonal), 1e-4)
+        assert_close(diagonal, diagonal[:1].expand_as(diagonal), 1e-4)
 
 
 @pytest.mark.parametrize(("activation", "matrices"), [("gelu", 2 * 4), ("swiglu", 3 * 8 / 3)])

@@ -71,7 +71,7 @@ def texts(*lengths: int, vocabulary: int = 20) -> tuple[Tensor, Tensor]:
     return tokens_BT * (torch.arange(max(lengths)) < lengths_B[:, None]), lengths_B
 
 
-def close(given: Tensor, expected: Tensor) -> None:
+def assert_close(given: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_a_language_model_of_a_folder_equals_the_librarys(tmp_path, kind, archit
     result = finetune.build(model, WINDOWS, FromDisk(), str(tmp_path))
     tokens_BT, _ = texts(8, 8, 8)
     assert (result.missing, result.unexpected, result.head) == ([], [], "")
-    close(model.eval()(tokens_BT), theirs(input_ids=tokens_BT).logits)
+    assert_close(model.eval()(tokens_BT), theirs(input_ids=tokens_BT).logits)
     assert model.is_causal == (architecture in CAUSAL)
 
 
@@ -139,7 +139,7 @@ def test_a_sequence_model_of_a_folder_equals_the_librarys(tmp_path, kind, archit
     tokens_BT, _ = texts(5, 5)
     mask_BS = (torch.arange(9) < lengths_B[:, None]).long()
     expected = theirs(input_ids=source_BS, attention_mask=mask_BS, decoder_input_ids=tokens_BT).logits
-    close(model.eval()(source_BS, lengths_B, tokens_BT), expected)
+    assert_close(model.eval()(source_BS, lengths_B, tokens_BT), expected)
 
 
 @pytest.mark.parametrize(("kind", "architecture", "pooling", "head"), [
@@ -158,7 +158,7 @@ def test_a_classifier_of_a_folder_equals_the_librarys(tmp_path, kind, architectu
     model.head.bias.copy_(torch.zeros(3) if theirs_head.bias is None else theirs_head.bias)
     tokens_BT, lengths_B = texts(9, 4, 1)
     mask_BT = (torch.arange(9) < lengths_B[:, None]).long()
-    close(model.eval()(tokens_BT, lengths_B), theirs(input_ids=tokens_BT, attention_mask=mask_BT).logits)
+    assert_close(model.eval()(tokens_BT, lengths_B), theirs(input_ids=tokens_BT, attention_mask=mask_BT).logits)
 
 
 def test_the_mean_is_that_of_sentence_encoders(tmp_path):
@@ -168,7 +168,7 @@ def test_the_mean_is_that_of_sentence_encoders(tmp_path):
     mask_BT = (torch.arange(9) < lengths_B[:, None]).long()
     states_BTD = theirs(input_ids=tokens_BT, attention_mask=mask_BT).last_hidden_state
     mean_BD = (states_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
-    close(model(tokens_BT, lengths_B), model.head(mean_BD))
+    assert_close(model(tokens_BT, lengths_B), model.head(mean_BD))
 
 
 def test_roberta_tells_padding_by_its_own_number(tmp_path):
@@ -179,7 +179,7 @@ def test_roberta_tells_padding_by_its_own_number(tmp_path):
     is_real_BT = torch.arange(9) < lengths_B[:, None]
     said = theirs(input_ids=tokens_BT.masked_fill(~is_real_BT, 1), attention_mask=is_real_BT.long())
     mean_BD = (said.last_hidden_state * is_real_BT[..., None]).sum(1) / lengths_B[:, None]
-    close(model(tokens_BT, lengths_B), model.head(mean_BD))
+    assert_close(model(tokens_BT, lengths_B), model.head(mean_BD))
 
 
 # ---------------------------------------------------------------- shapes, padding, gradients
@@ -192,9 +192,9 @@ def test_a_class_is_told_alike_however_far_a_text_is_padded(architecture):
     logits_BC = model(tokens_BT, lengths_B)
     assert logits_BC.shape == (3, 3)
     further_BT = torch.cat([tokens_BT, torch.randint(1, 20, (3, 5))], 1)
-    close(model(further_BT, lengths_B), logits_BC)
+    assert_close(model(further_BT, lengths_B), logits_BC)
     for row, length in enumerate(lengths_B):
-        close(model(tokens_BT[row : row + 1, :length], lengths_B[row : row + 1]), logits_BC[row : row + 1])
+        assert_close(model(tokens_BT[row : row + 1, :length], lengths_B[row : row + 1]), logits_BC[row : row + 1])
 
 
 @pytest.mark.parametrize("architecture", BOTH_SIDES)
@@ -205,10 +205,10 @@ def test_a_target_is_told_alike_however_far_its_source_is_padded(architecture):
     logits_BTV = model(source_BS, lengths_B, tokens_BT)
     assert logits_BTV.shape == (2, 5, 17)
     further_BS = torch.cat([source_BS, torch.randint(1, 20, (2, 5))], 1)
-    close(model(further_BS, lengths_B, tokens_BT), logits_BTV)
+    assert_close(model(further_BS, lengths_B, tokens_BT), logits_BTV)
     changed_BT = tokens_BT.clone()
     changed_BT[:, 3:] = 1
-    close(model(source_BS, lengths_B, changed_BT)[:, :3], logits_BTV[:, :3])
+    assert_close(model(source_BS, lengths_B, changed_BT)[:, :3], logits_BTV[:, :3])
 
 
 @pytest.mark.parametrize("architecture", [*MASKED, *CAUSAL])
@@ -219,7 +219,7 @@ def test_a_token_is_told_alike_however_far_its_text_is_padded(architecture):
     for row, length in enumerate(lengths_B):
         alone = model(tokens_BT[row : row + 1, :length])
         assert alone.shape == (1, length, 20)
-        close(model(padded_BT)[row : row + 1, :length], alone)
+        assert_close(model(padded_BT)[row : row + 1, :length], alone)
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
@@ -228,7 +228,7 @@ def test_a_causal_model_sees_nothing_to_come(architecture):
     tokens_BT, _ = texts(8, 8)
     changed_BT = tokens_BT.clone()
     changed_BT[:, 5:] = 1
-    close(model(changed_BT)[:, :5], model(tokens_BT)[:, :5])
+    assert_close(model(changed_BT)[:, :5], model(tokens_BT)[:, :5])
 
 
 @pytest.mark.parametrize(("architecture", "spec"), [
@@ -278,7 +278,7 @@ def test_steps_equal_the_whole_text_read_anew_also_when_the_window_moves(archite
     logits_BV, state = model.start(prompts_BT, lengths_B)
     for step in range(10):
         anew = [model(torch.tensor([tokens[-8:]]))[0, -1] for tokens in told]
-        close(logits_BV, torch.stack(anew))
+        assert_close(logits_BV, torch.stack(anew))
         if step == 4:  # the second has ended, and the third leads two hypotheses
             rows = torch.tensor([0, 2, 2])
             told, state, logits_BV = [list(told[row]) for row in rows], select(state, rows), logits_BV[rows]
@@ -292,8 +292,8 @@ def test_a_prompt_longer_than_the_context_is_read_from_behind():
     model = tiny("gpt2", WINDOWS)
     prompts_BT, lengths_B = texts(13, 4)
     logits_BV, _ = model.start(prompts_BT, lengths_B)
-    close(logits_BV[:1], model(prompts_BT[:1, 5:])[:, -1])
-    close(logits_BV[1:], model(prompts_BT[1:, :4])[:, -1])
+    assert_close(logits_BV[:1], model(prompts_BT[:1, 5:])[:, -1])
+    assert_close(logits_BV[1:], model(prompts_BT[1:, :4])[:, -1])
 
 
 @pytest.mark.parametrize("architecture", BOTH_SIDES)
@@ -304,12 +304,12 @@ def test_steps_of_a_target_equal_the_whole_target(architecture):
     whole_BTV = model(source_BS, lengths_B, tokens_BT)
     logits_BV, state = model.start(source_BS, lengths_B, tokens_BT[:, 0])
     for place in range(1, 6):
-        close(logits_BV, whole_BTV[:, place - 1])
+        assert_close(logits_BV, whole_BTV[:, place - 1])
         if place == 3:
             rows = torch.tensor([2, 0, 2])
             whole_BTV, tokens_BT, state = whole_BTV[rows], tokens_BT[rows], select(state, rows)
         logits_BV, state = model.step(tokens_BT[:, place], state)
-    close(logits_BV, whole_BTV[:, 5])
+    assert_close(logits_BV, whole_BTV[:, 5])
 
 
 def test_beam_search_of_one_equals_greedy_search():
@@ -366,7 +366,7 @@ def test_the_encoder_of_a_sequence_model_tells_classes(tmp_path, kind, architect
     assert all(name.startswith(("decoder", "model.decoder", "lm_head", "final_logits")) for name in result.unexpected)
     tokens_BT, lengths_B = texts(9, 9)
     states_BTD = theirs.get_encoder()(input_ids=tokens_BT).last_hidden_state
-    close(model.eval()(tokens_BT, lengths_B), model.head(states_BTD.mean(1)))
+    assert_close(model.eval()(tokens_BT, lengths_B), model.head(states_BTD.mean(1)))
 
 
 def test_names_of_weights_from_tensorflow_are_understood(tmp_path):
@@ -379,7 +379,7 @@ def test_names_of_weights_from_tensorflow_are_understood(tmp_path):
     save_file(old, file)
     model = loaded(tmp_path, WINDOWS)
     tokens_BT, _ = texts(8)
-    close(model(tokens_BT), theirs(input_ids=tokens_BT).logits)
+    assert_close(model(tokens_BT), theirs(input_ids=tokens_BT).logits)
 
 
 # ---------------------------------------------------------------- folders
@@ -541,7 +541,7 @@ def test_cached_features_of_texts_are_what_enters_the_head(tmp_path):
     )  # fmt: skip
     batch = split.gather(torch.arange(5))
     assert batch["id"].tolist() == [0, 1, 2, 3, 4] and batch["features"].shape == (5, 16)
-    close(model.head(batch["features"]), model.eval()(tokens_BT, lengths_B))
+    assert_close(model.head(batch["features"]), model.eval()(tokens_BT, lengths_B))
 
 
 def test_features_of_tokens_are_not_cached():
@@ -571,4 +571,4 @@ def test_a_model_is_one_graph_of_any_batch_and_length(architecture, spec):
         model, examples, dynamic_shapes=tuple({axis: auto for axis in range(field.dim())} for field in examples)
     )
     others = fields(2, 5)
-    close(exported.module()(*others), model(*others))
+    assert_close(exported.module()(*others), model(*others))

@@ -27,6 +27,7 @@ from dlrun.contracts import (
     Transferred,
     Weights,
 )
+from dlrun.copies import Copies, kind_of
 from dlrun.errors import DlrunError
 from dlrun.registry import Registry
 from dlrun.training import checkpoint
@@ -105,7 +106,11 @@ def task(config: schema.TaskConfig, registry: Registry, spec: DataSpec) -> Task:
 
 
 def model(config: schema.ModelConfig, registry: Registry, spec: DataSpec, seed: int) -> nn.Module:
-    """The model of a run, initialised by the seed alone."""
+    """The model of a run, initialised by the seed alone; of several copies each by a seed of its own."""
+    if config.copies > 1:
+        alone = dataclasses.replace(config, copies=1)
+        copies = [model(alone, registry, spec, seed + index) for index in range(config.copies)]
+        return Copies(copies, kind_of(spec))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return registry.load("model", config.name).build(spec, **config.options)
@@ -212,9 +217,10 @@ def optimizer(
     named += [(f"parts.{name}", p) for name, p in parts.named_parameters()] if parts is not None else []
     if not named:
         raise DlrunError("nothing is left to train: every parameter is frozen", "choose another transfer")
+    one_number_each = 2 if isinstance(result.model, Copies) else 1  # dimensions of a norm's weights, and of a bias
     grouped: dict[tuple[bool, float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
-        decays = config.decay_all or parameter.dim() > 1
+        decays = config.decay_all or parameter.dim() > one_number_each
         key = (decays, _longest(result.lr_scales, name, 1.0), _longest(result.unfreeze_at, name, 0.0))
         grouped.setdefault(key, []).append((name, parameter))
     groups = [

@@ -503,7 +503,7 @@ class TrainsMembers(Protocol):
 
 @runtime_checkable
 class HoldsMembers(Protocol):
-    """A model that is several with common weights, and says their mean."""
+    """A model that is several, with common weights or each with its own, and says their mean."""
 
     members: int
 
@@ -513,8 +513,8 @@ class HoldsMembers(Protocol):
 
 
 @runtime_checkable
-class SharesWeights(Protocol):
-    """A method whose members share the weights of one model (HoldsMembers), which it trains."""
+class InOneModel(Protocol):
+    """A method whose members are parts of one model (HoldsMembers), which it trains."""
 
     members: int
 

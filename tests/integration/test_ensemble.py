@@ -139,13 +139,15 @@ def test_the_ensemble_is_evaluated_predicted_and_combined_again(call, folder, tm
 
 
 def test_members_predict_once_for_many_ensembles(call, folder, monkeypatch):
-    made(call("mlp0", "mlp1"))
+    first = made(call("mlp0", "mlp1"))
     monkeypatch.setattr(predictor, "load", lambda *_, **__: pytest.fail("a member's model was loaded"))
     from dlrun import build
 
     monkeypatch.setattr(build, "dataset", lambda *_, **__: pytest.fail("the data was read"))
     for method in ("average", "weighted", "vote", "rank", "greedy"):
-        made(call("mlp0", "mlp1", f"ensemble={method}"))
+        again = made(call("mlp0", "mlp1", f"ensemble={method}"))
+        assert again["status"] == "FINISHED" and again["run_id"] != first["run_id"]
+        assert method != "average" or again["metrics"] == first["metrics"]
 
 
 def test_the_report_has_members_gain_contributions_and_a_subset(call):
@@ -345,9 +347,9 @@ def test_an_ensemble_that_was_killed_does_not_read_as_finished(call, folder, mon
 
 # ---------------------------------------------------------------- members that share weights
 
-SHARED = (
-    "ensemble=batch_ensemble",
-    "ensemble.count=3",
+SHARED = ("ensemble=batch_ensemble", "ensemble.count=3")
+TOGETHER = ("ensemble=deep", "ensemble.count=3", "ensemble.together=true")
+SHORT = (
     "model=mlp",
     "model.width=16",
     "train.duration=3 epochs",
@@ -356,8 +358,9 @@ SHARED = (
 
 
 @pytest.mark.slow
-def test_a_batch_ensemble_is_trained_once_and_says_what_its_run_says(call, folder, monkeypatch):
-    shown = made(call(*SHARED))
+@pytest.mark.parametrize("method", [SHARED, TOGETHER])
+def test_members_of_one_model_are_trained_once_and_say_what_its_run_says(method, call, folder):
+    shown = made(call(*method, *SHORT))
     found = report(shown)
     assert len({member["run_id"] for member in shown["members"]}) == 1 and len(shown["members"]) == 3
     assert found["kind"] == "parts" and found["disagreement"][0][1] > 0 and found["selective"]["goal"]
@@ -368,7 +371,7 @@ def test_a_batch_ensemble_is_trained_once_and_says_what_its_run_says(call, folde
     alone, joined = (predictor.load(path).predict_split("test") for path in (run.folder, Path(shown["run_dir"])))
     assert torch.equal(alone.fields["log_probabilities"], joined.fields["log_probabilities"])
     before = len(running.listing(folder))
-    again = made(call(run.id, "ensemble=batch_ensemble", "ensemble.shift=true"))
+    again = made(call(run.id, *method, "ensemble.shift=true"))
     assert again["parents"] == [run.id] and len(running.listing(folder)) == before + 1  # nothing was trained
     assert 0 <= report(again)["shift"]["mutual_information"] <= 1
 
@@ -379,3 +382,10 @@ def test_a_model_that_cannot_share_its_weights_is_refused_with_those_that_can(ca
     assert code == 2 and "model=logistic does not share its weights between members" in err
     assert "choose model=cnn, mlp, resnet, or ensemble=deep" in " ".join(err.split())
     assert len(running.listing(folder)) == before
+
+
+def test_copies_that_would_not_be_trained_as_each_alone_are_refused(call, folder):
+    code, _, err = call(*TOGETHER, *SHORT, "train.clip_norm=1.0")
+    assert code == 2 and "model.copies=3 does not go with train.clip_norm" in " ".join(err.split())
+    code, _, err = call(*TOGETHER, *SHORT, "optimizer=adafactor")
+    assert code == 2 and "optimizer.algorithm=Adafactor: it takes all copies" in " ".join(err.split())

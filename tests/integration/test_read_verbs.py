@@ -229,6 +229,20 @@ def test_what_was_trained_cannot_be_changed_afterwards(here, dlrun):
     assert "did you mean data.test_fraction?" in dlrun("evaluate", "first", "data.tset_fraction=0.1")[2]
 
 
+def test_a_run_from_before_a_setting_existed_is_evaluated_as_any_other(here, made, dlrun):
+    config, digest = (here / made.first / "artifacts" / f"config.{end}" for end in ("yaml", "sha256"))
+    text, stated = config.read_text(), digest.read_text()
+    assert "  copies: 1\n" in text
+    try:
+        config.write_text(text.replace("  copies: 1\n", ""))
+        digest.unlink()
+        code, _, err = dlrun("evaluate", "first", "data.batch_size=64")
+    finally:
+        config.write_text(text)
+        digest.write_text(stated)
+    assert code == 0, err
+
+
 def test_data_without_the_split_leaves_no_run_behind(here, made, dlrun):
     write_pictures(here.parent / "photos", rows_of_the_test_split(here, made.first), 40)
     other = ("data=files", f"data.path={here.parent / 'photos'}", "data.valid_fraction=0", "data.test_fraction=0")

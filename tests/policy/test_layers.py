@@ -17,7 +17,7 @@ LAYERS = {
     "errors": 0.0,
     "machine": 1.0, "runs": 1.0, "registry": 1.0, "config": 1.5,
     "pretrained": 1.0, "tokens": 2.0, "randomness": 2.0, "contracts": 2.2,
-    "metrics": 2.4, "decoding": 2.4, "masking": 2.4, "pictures": 2.4,
+    "metrics": 2.4, "decoding": 2.4, "masking": 2.4, "pictures": 2.4, "copies": 2.4,
     **dict.fromkeys(ROOMS.values(), 3.0),
     "training": 4.0, "tracking": 4.0,
     "build": 5.0, "assembly": 5.1, "predictor": 5.2, "serving": 5.4, "exporting": 5.6,

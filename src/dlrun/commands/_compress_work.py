@@ -106,8 +106,10 @@ class Work:
         return model
 
     def _is_several(self) -> bool:
-        """Whether the source is an ensemble without weights of its own."""
-        return self.source.record.verb == "ensemble" and not self.source.checkpoints.is_dir()
+        """Whether the source is an ensemble without weights of its own, or copies of a model."""
+        if self.source.record.verb == "ensemble":
+            return not self.source.checkpoints.is_dir()
+        return self.config.model.copies > 1
 
     def step(self, model: nn.Module, name: str, step: CompressionConfig) -> nn.Module:
         """The model after one step, which is noted in `done`."""

@@ -16,7 +16,7 @@ from dlrun._decoding_average import AverageModel, require_one_vocabulary
 from dlrun.commands import _ensemble_members as members_of
 from dlrun.commands._ensemble_members import Member
 from dlrun.config.schema import EnsembleConfig
-from dlrun.contracts import DrawsDropout, MixesWeights, Outputs, SharesWeights, unit
+from dlrun.contracts import DrawsDropout, InOneModel, MixesWeights, Outputs, unit
 from dlrun.ensembles import _calibration
 from dlrun.ensembles.average import Average
 from dlrun.errors import DlrunError
@@ -66,7 +66,7 @@ def kind_of(method: Any, members: Sequence[Member]) -> Kind:
                 f"dlrun ensemble {first.run.short_id} ensemble=mc_dropout",
             )
         return "dropout"
-    if isinstance(method, SharesWeights):
+    if isinstance(method, InOneModel):
         return "parts"
     if not says_tokens:
         return "outputs"

@@ -14,7 +14,8 @@ from dlrun.commands.train import Options, composed
 from dlrun.config import check, convert
 from dlrun.config.compose import compose_on
 from dlrun.config.schema import RunConfig
-from dlrun.contracts import OfCheckpoints, SharesWeights
+from dlrun.contracts import InOneModel, OfCheckpoints
+from dlrun.ensembles.batch_ensemble import BatchEnsemble
 from dlrun.errors import DlrunError, Exit
 
 Found = list[tuple[runs.Run, int | None]]
@@ -34,20 +35,23 @@ def trained(words: Sequence[str], overrides: Sequence[str], method: Any, options
     Raises: DlrunError for several runs, and for a model that cannot be varied so; Stopped.
     """
     config = _config(words, overrides, options)
-    if isinstance(method, SharesWeights):
-        _require_members(config, options)
-        if words and not overrides and config.model.options.get("members", 1) > 1:
+    if isinstance(method, InOneModel):
+        if isinstance(method, BatchEnsemble):
+            _require_members(config, options)
+        if words and not overrides and max(config.model.copies, config.model.options.get("members", 1)) > 1:
             return members_of.references(words, options, None)
     trainings = method.trainings(config.seed, config.train.duration.text)
-    if isinstance(method, OfCheckpoints | SharesWeights):
+    if isinstance(method, OfCheckpoints | InOneModel):
         own = _varied(config, trainings[0], options)
         run = making.new_run(own, options.registry, options.runs, verb="train", reporter=reporter)
         reporter.note(f"run {run.short_id}: {own.model.name} on {own.data.name}, {own.train.duration}")
         ended = making.execute(run, own, options.registry, reporter)
-        is_one = isinstance(method, SharesWeights)
+        is_one = isinstance(method, InOneModel)
         if ended.signal:
+            shares = isinstance(method, BatchEnsemble)
+            again = "ensemble=batch_ensemble" if shares else "ensemble=deep ensemble.together=true"
             several = " ".join(f"{run.short_id}@STEP" for _ in range(2))
-            then = f"dlrun ensemble {f'{run.short_id} ensemble=batch_ensemble' if is_one else f'{several} …'}"
+            then = f"dlrun ensemble {f'{run.short_id} {again}' if is_one else f'{several} …'}"
             _stop(ended.signal, f"dlrun train --resume {run.short_id}, and then {then}", reporter)
         return [(ended.run, None)] if is_one else members_of.checkpoints_of(ended.run, method.checkpoints)
     parent = making.new_run(config, options.registry, options.runs, verb="seeds", reporter=reporter)

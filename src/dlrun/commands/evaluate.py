@@ -106,7 +106,8 @@ def _changed(source: runs.Run, overrides: Sequence[str], options: Options) -> Ru
     """The config with what an evaluation may change. Raises: DlrunError for what the weights depend on."""
     before = check.read_plain(source.folder)
     config = convert.to_config(compose_on(before, overrides, config_dir=options.config_dir).values, options.registry)
-    old, new = leaves(before), leaves(convert.to_plain(config))
+    own = convert.to_config(before, options.registry)  # with what has been added to the schema since
+    old, new = leaves(convert.to_plain(own)), leaves(convert.to_plain(config))
     # A group's name first: another model is the error, not the settings it lacks.
     for name in sorted(old.keys() | new.keys(), key=lambda name: (not name.endswith(".name"), name)):
         if old.get(name) != new.get(name) and not f"{name}.".startswith(tuple(f"{word}." for word in _CHANGEABLE)):

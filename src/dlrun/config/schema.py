@@ -75,9 +75,11 @@ class ModelConfig:
 
     Settings:
     name: the component, a file of models/
+    copies: networks trained side by side, from seeds that follow each other, and averaged when asked; 1 for one
     """
 
     name: str
+    copies: Positive = 1
     options: dict[str, Any] = field(default_factory=dict)
 
 

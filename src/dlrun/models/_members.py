@@ -4,18 +4,14 @@
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
+from dlrun.copies import Kind, kind_of, mean_of
 from dlrun.models import _layers
-
-Kind = Literal["classes", "labels", "numbers"]
-_KINDS: dict[str, Kind] = {"targets": "numbers", "labels": "labels", "classes": "classes"}  # by the data's sizes
 
 
 def several(model: nn.Module, members: int, spec: DataSpec) -> nn.Module:
@@ -27,8 +23,7 @@ def several(model: nn.Module, members: int, spec: DataSpec) -> nn.Module:
     _layers.require(members >= 1, "members", members, "an integer of at least 1")
     if members == 1:
         return model
-    found: list[Kind] = [kind for size, kind in _KINDS.items() if size in spec.sizes]
-    return Members(model, members, found[0])
+    return Members(model, members, kind_of(spec))
 
 
 class Shared(nn.Module):
@@ -86,11 +81,7 @@ class Members(nn.Module):
         if self.training:
             return self.model(x)
         said_BMK = self.model(x.repeat_interleave(self.members, 0)).unflatten(0, (-1, self.members))
-        if self.kind == "numbers":
-            return said_BMK.mean(1)
-        if self.kind == "classes":
-            return said_BMK.log_softmax(2).logsumexp(1) - math.log(self.members)
-        return said_BMK.sigmoid().mean(1).logit(eps=1e-7)
+        return mean_of(said_BMK, self.kind)
 
     def member(self, index: int) -> nn.Module:
         """One member as a model of the usual layers."""

@@ -1,4 +1,5 @@
-"""How long dlrun takes to answer: help, list, completion, a config error, and the first optimizer step on digits.
+"""How long dlrun takes to answer: help, list, completion, a config error, the first optimizer step on digits, and an
+ensemble of runs that have predicted before.
 
 python benchmarks/startup.py [--runs 7]
 """
@@ -35,6 +36,21 @@ def first_step(runs: Path) -> float:
     return json.loads(newest.read_text().splitlines()[0])["time_ms"] / 1000 - start
 
 
+def quiet(*words: str) -> list[str]:
+    """A command whose answer is one JSON object."""
+    return [DLRUN, *words, "--json"]
+
+
+def ensemble(runs: Path, count: int) -> float:
+    """Seconds of `dlrun ensemble` over three small runs whose predictions are kept."""
+    for seed in range(3):
+        settings = ("model=mlp", "train.duration=1 epoch", "data.split_seed=0", f"seed={seed}", f"name=member{seed}")
+        subprocess.run(quiet("train", *settings, "--runs", str(runs)), check=True, capture_output=True)
+    command = quiet("ensemble", "member0", "member1", "member2", "--runs", str(runs))
+    subprocess.run(command, check=True, capture_output=True)  # keeps the predictions
+    return seconds_of(command, count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
@@ -50,8 +66,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         first_step(Path(folder))  # makes the store
         first = median([first_step(Path(folder)) for _ in range(count)])
+        together = ensemble(Path(folder), count)
+    learning = seconds_of([sys.executable, "-c", "import torch, mlflow, sklearn.linear_model"], count)
     print(f"import torch, mlflow         {imports:.2f} s")
     print(f"to the first step on digits  {first:.2f} s   (2 x the imports + 1 s = {2 * imports + 1:.2f} s)")
+    print(f"ensemble, predictions kept   {together:.2f} s   (imports with scikit-learn + 2 s = {learning + 2:.2f} s)")
 
 
 if __name__ == "__main__":

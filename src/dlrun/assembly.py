@@ -12,7 +12,7 @@ from torch import nn
 from dlrun import build, runs
 from dlrun.config.schema import RunConfig
 from dlrun.contracts import Dataset, Pretrained, Task, Transferred
-from dlrun.copies import EachCopy, require_independent
+from dlrun.copies import EachCopy
 from dlrun.registry import Registry
 from dlrun.training import features
 from dlrun.training.batches import Feed, placer
@@ -54,7 +54,6 @@ def assemble(
     parts.dataset = data = (datasets or build.Datasets()).get(config.data, registry, tools)
     parts.task = parts.full_task = build.task(config.task, registry, data.spec)
     if config.model.copies > 1:
-        require_independent(config)
         parts.task = EachCopy(parts.task, config.model.copies)
     network = build.model(config.model, registry, data.spec, config.seed)
     if isinstance(network, Pretrained):

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from dlrun.contracts import Batch, DataSpec, Loss, Metric, Outputs, Row, Task
+from dlrun.contracts import Batch, DataSpec, Exportable, Loss, Metric, Outputs, Row, Task
 from dlrun.errors import DlrunError
 
 Kind = Literal["classes", "labels", "numbers"]
-_BY_MATRIX = ("Adafactor", "Muon")  # optimizers whose step of an entry depends on the whole tensor
 _KINDS: dict[str, Kind] = {"targets": "numbers", "labels": "labels", "classes": "classes"}  # by the data's sizes
 
 
@@ -25,7 +24,10 @@ def kind_of(spec: DataSpec) -> Kind:
     """What a model of such data says. Raises: DlrunError where it is no row of numbers an example."""
     found = [kind for size, kind in _KINDS.items() if size in spec.sizes]
     if not found:
-        spec.size("classes")
+        raise DlrunError(
+            "model.members and model.copies are for classes, labels and numbers of a whole example",
+            "train several runs, and then: dlrun ensemble RUN RUN …",
+        )
     return found[0]
 
 
@@ -66,11 +68,37 @@ class Copies(nn.Module):
             return functional_call(self.model, (parameters, buffers), tuple(given))
 
         tensors = dict(self.model.named_parameters()), dict(self.model.named_buffers())
-        return vmap(one, in_dims=(0, 0, rows_at), randomness="different")(*tensors, list(inputs))
+        try:
+            return vmap(one, in_dims=(0, 0, rows_at), randomness="different")(*tensors, list(inputs))
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            raise DlrunError(
+                f"the copies of this model cannot be computed at once ({reason})",
+                "train them one after the other: model.copies=1, or ensemble=deep",
+            ) from error
+
+    def exportable(self) -> nn.Module:
+        """The copies as models side by side, whose graph is that of each and their mean."""
+        return Mean([self.member(index) for index in range(self.members)], self.kind)
 
     def member(self, index: int) -> nn.Module:
         """One copy as a model by itself."""
         return _with_tensors(self.model, lambda _, tensor: tensor[index].detach().clone())
+
+
+class Mean(nn.Module):
+    """What several models say together. Each has its `exportable` form where it has one."""
+
+    def __init__(self, models: Sequence[nn.Module], kind: Kind) -> None:
+        super().__init__()
+        forms = [model.exportable() if isinstance(model, Exportable) else model for model in models]
+        self.models, self.kind = nn.ModuleList(forms), kind
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """[B, …] to [B, K]."""
+        return mean_of(torch.stack([model(*inputs) for model in self.models], 1), self.kind)
 
 
 def _with_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
@@ -130,18 +158,3 @@ class EachCopy:
 
     def rows(self, outputs: Outputs) -> list[Row]:
         return self.task.rows(outputs)
-
-
-def require_independent(config: Any) -> None:
-    """Raises: DlrunError for a setting under which copies would not be trained as each alone. config: RunConfig."""
-    train, hardware, algorithm = config.train, config.hardware, config.optimizer.options.get("algorithm")
-    tied = [
-        ("train.clip_norm", train.clip_norm is not None, "one norm is taken of all copies; use train.clip_value"),
-        ("train.diagnose", train.diagnose, "layers are looked at one network at a time"),
-        ("transfer", config.transfer.name != "none", "copies that begin at the same weights stay alike"),
-        (f"optimizer.algorithm={algorithm}", algorithm in _BY_MATRIX, "it takes all copies of a weight for one matrix"),
-        ("hardware.channels_last", hardware.channels_last, "weights of several networks have no such layout"),
-    ]
-    for setting, is_set, why in tied:
-        if is_set:
-            raise DlrunError(f"model.copies={config.model.copies} does not go with {setting}: {why}", "model.copies=1")

@@ -12,6 +12,7 @@ from dlrun.config import convert
 from dlrun.config.compose import compose
 from dlrun.contracts import DataSpec, HoldsMembers
 from dlrun.copies import Copies, EachCopy
+from dlrun.errors import DlrunError
 from dlrun.registry import Registry
 from dlrun.tasks import classification
 
@@ -112,3 +113,34 @@ def test_tied_weights_stay_tied():
     assert member.first.weight is member.second.weight  # type: ignore[union-attr]
     torch.testing.assert_close(together.eval()(x), (first(x) + second(x)) / 2)
     assert copy.deepcopy(together).model.first.weight.shape == (2, 3, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_graph_of_copies_says_what_they_say(name):
+    together, pictures = model(name, 2).eval(), batches(1)[0]["image"]
+    form = together.exportable().eval()  # type: ignore[operator]
+    torch.testing.assert_close(form(pictures), together(pictures), rtol=1e-4, atol=1e-5)
+    traced = torch.export.export(form, (pictures,))
+    torch.testing.assert_close(traced.module()(pictures), together(pictures), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "tied", ["train.clip_norm=1.0", "train.diagnose=true", "optimizer=adafactor", "hardware.channels_last=true"]
+)
+def test_what_would_tie_copies_together_is_refused_with_the_config(tied):
+    with pytest.raises(DlrunError, match=r"model\.copies=2 does not go with"):
+        convert.to_config(compose(["model.copies=2", tied]).values, Registry())
+
+
+def test_a_model_that_vmap_cannot_compute_says_what_to_do_instead():
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * x * float(x.sum())
+
+    with pytest.raises(DlrunError, match="cannot be computed at once") as refused:
+        Copies([Reads(), Reads()], "numbers")(torch.randn(4, 1))
+    assert "ensemble=deep" in refused.value.hint

@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
 from dlrun.config import schema
+from dlrun.config.copies import require_independent
 from dlrun.config.durations import Duration
 from dlrun.errors import DlrunError, did_you_mean, nearest
 from dlrun.registry import Component, Registry, Setting
@@ -44,6 +45,7 @@ def to_config(values: Mapping[str, Any], registry: Registry) -> schema.RunConfig
     problems = Problems()
     config = _to_dataclass(schema.RunConfig, values, "", problems, registry)
     problems.raise_if_any()
+    require_independent(config)
     return config
 
 

@@ -44,7 +44,7 @@ def ratio(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def dlrun_rate(*overrides: str, mirrored: bool = True) -> float:
-    """Steady-state samples a second of a real run, made in this process."""
+    """Steady-state samples a second of a real run, of texts tokens a second; made in this process."""
     from dlrun import tracking, worker
     from dlrun.commands import _making as making
     from dlrun.commands.train import Options, composed
@@ -62,7 +62,8 @@ def dlrun_rate(*overrides: str, mirrored: bool = True) -> float:
             worker.train(run.folder, options.registry, worker.Silent())
             ended = run
         assert ended.result is not None
-        return ended.result["rate"]["samples_per_second"]
+        [rate] = ended.result["rate"].values()
+        return rate
 
 
 def peak_megabytes(command: Sequence[str]) -> float:

@@ -1,8 +1,10 @@
-"""Training speed of dlrun's GPT in a plain loop against a GPT written by hand, as ratios in one run.
+"""Training speed of the experiment shakespeare_gpt against a loop with a GPT written by hand, as a ratio in one run.
 
-python benchmarks/gpt_speed.py [--rounds 5] [--steps 100]
+DLRUN_TEST_DATA=FOLDER python benchmarks/gpt_speed.py [--rounds 5] [--steps 300]
 
-Both have nanoGPT's sizes for a CPU: 4 layers, 4 heads, width 128, context 64, batch 12, no biases, tied embeddings.
+dlrun's side is a whole run: its own data, engine, log and tracking. The loop's model has the same parts and sizes
+(nanoGPT's for a CPU: 4 layers, 4 heads, width 128, context 64, batch 12; RoPE, RMSNorm, SwiGLU, tied embeddings), its
+batches are random windows of the same text, its optimizer, clipping and learning rates the experiment's.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 import torch.nn.functional as F
-from _measure import in_turn, median, ratio
+from _measure import data_folder, dlrun_rate, in_turn, median, ratio
 from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
 from dlrun.models import gpt
+from dlrun.training.distributed import limit_threads
 
-VOCABULARY, DEPTH, HEADS, WIDTH, CONTEXT, BATCH = 65, 4, 4, 128, 64, 12
+DEPTH, HEADS, WIDTH, HIDDEN, CONTEXT, BATCH = 4, 4, 128, 344, 64, 12
+SPECIAL = 9  # tokens that every vocabulary of dlrun has beside its characters
+RATE, BETAS, DECAY, WARM_UP, CLIP, LOG_EVERY = 0.004, (0.9, 0.99), 0.1, 0.05, 1.0, 50
 
 
 class HandBlock(nn.Module):
@@ -30,78 +35,108 @@ class HandBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH, bias=False), nn.LayerNorm(WIDTH, bias=False)
+        self.norm1, self.norm2 = nn.RMSNorm(WIDTH, eps=1e-6), nn.RMSNorm(WIDTH, eps=1e-6)
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
         self.out = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up = nn.Linear(WIDTH, 4 * WIDTH, bias=False)
-        self.down = nn.Linear(4 * WIDTH, WIDTH, bias=False)
+        self.gate = nn.Linear(WIDTH, HIDDEN, bias=False)
+        self.up = nn.Linear(WIDTH, HIDDEN, bias=False)
+        self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = self.qkv(self.norm1(x)).split(WIDTH, dim=2)
         q, k, v = (part.view(batch, length, HEADS, WIDTH // HEADS).transpose(1, 2) for part in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(turned(q, cos, sin), turned(k, cos, sin), v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).contiguous().view(batch, length, WIDTH))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, as Llama's code has them."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 class HandGpt(nn.Module):
-    """The smallest GPT one would write."""
+    """The smallest GPT with these parts that one would write."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*[HandBlock() for _ in range(DEPTH)])
-        self.norm = nn.LayerNorm(WIDTH, bias=False)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.tokens = nn.Embedding(vocabulary, WIDTH)
+        self.blocks = nn.ModuleList(HandBlock() for _ in range(DEPTH))
+        self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
+        self.head = nn.Linear(WIDTH, vocabulary, bias=False)
+        self.apply(lambda part: nn.init.normal_(part.weight, std=0.02) if isinstance(part, nn.Linear) else None)
         self.head.weight = self.tokens.weight
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        size = WIDTH // HEADS
+        rates = 10_000.0 ** (-torch.arange(0, size, 2) / size)
+        angles = (torch.arange(CONTEXT)[:, None] * rates).repeat(1, 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
-        return self.head(self.norm(self.blocks(x)))
+        x = self.tokens(tokens)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        return self.head(self.norm(x))
 
 
-def own_gpt() -> nn.Module:
-    spec = DataSpec(("tokens",), "targets", {"vocabulary": VOCABULARY, "context": CONTEXT}, {})
-    return gpt.build(spec, depth=DEPTH, heads=HEADS, width=WIDTH, bias=False)
-
-
-def rate(model: nn.Module, steps: int, skip: int = 5) -> float:
-    """Tokens a second of plain fp32 training with AdamW, after a few steps of warm-up."""
-    text = torch.randint(VOCABULARY, (100_000,), generator=torch.Generator().manual_seed(0))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    model.train()
-    start = 0.0
-    for step in range(steps + skip):
+def hand_rate(text: Tensor, vocabulary: int, steps: int, skip: int = 5) -> float:
+    """Tokens a second of plain fp32 training, after a few steps of warm-up."""
+    model = HandGpt(vocabulary).train()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, fused=True)
+    total, start = steps + skip, 0.0
+    for step in range(total):
         if step == skip:
             start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min((step + 1) / (WARM_UP * total), (total - step) / total)
         first = torch.randint(len(text) - CONTEXT - 1, (BATCH, 1))
         windows = text[first + torch.arange(CONTEXT + 1)]
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(windows[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
+        if step % LOG_EVERY == 0:
+            print(f"    step {step}: loss {loss.item():.3f}", file=sys.stderr)
     return steps * BATCH * CONTEXT / (time.perf_counter() - start)
+
+
+def check_sizes(vocabulary: int) -> None:
+    """Both models have the same number of parameters."""
+    spec = DataSpec(("tokens",), "targets", {"vocabulary": vocabulary, "context": CONTEXT}, {})
+    own = gpt.build(spec, positions="rope", norm="rms", activation="swiglu", bias=False)
+    counts = [sum(p.numel() for p in model.parameters()) for model in (own, HandGpt(vocabulary))]
+    assert counts[0] == counts[1], counts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    count = {name: sum(p.numel() for p in model.parameters()) for name, model in models().items()}
-    assert len(set(count.values())) == 1, count
-    found = in_turn(
-        {name: lambda name=name: rate(models()[name], options.steps) for name in count}, options.rounds
-    )  # fmt: skip
+    said = (data_folder() / "tiny_shakespeare" / "input.txt").read_text()
+    numbers = {character: SPECIAL + index for index, character in enumerate(sorted(set(said)))}
+    text, vocabulary = torch.tensor([numbers[character] for character in said]), SPECIAL + len(numbers)
+    check_sizes(vocabulary)
+    threads = limit_threads(None, 1)
+    found = in_turn({
+        "written by hand": lambda: hand_rate(text, vocabulary, options.steps),
+        "dlrun": lambda: dlrun_rate(
+            "experiment=shakespeare_gpt", f"train.duration={options.steps + 5} steps", "schedule.warmup=5 %",
+            f"hardware.threads={threads}",
+        ),
+    }, options.rounds)  # fmt: skip
     for name, rates in found.items():
-        print(f"GPT, {name:<16} {median(rates):8.0f} tokens/s   {ratio(rates, found['written by hand']):.3f} x")
-
-
-def models() -> dict[str, nn.Module]:
-    """Fresh ones."""
-    return {"written by hand": HandGpt(), "dlrun's": own_gpt()}
+        print(f"shakespeare_gpt, {name:<16} {median(rates):8.0f} tokens/s   "
+              f"{ratio(rates, found['written by hand']):.3f} x")  # fmt: skip
 
 
 if __name__ == "__main__":

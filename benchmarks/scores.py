@@ -24,6 +24,7 @@ BARS = {  # metric, "at least" or "at most" this, seconds within
     "steering_angle": ("test/mse", "<=", 0.6 * 0.01519, 10 * 60),  # 0.01519: of predicting zero
     "shakespeare_gpt": ("valid/loss", "<=", 1.78, 4 * 60),
     "shakespeare_lstm": ("valid/loss", "<=", 1.95, 6 * 60),
+    "alpaca_chat": ("test/perplexity", "<=", 8.25, 10 * 60),
     "sst2_bilstm": ("test/accuracy", ">=", 0.80, 8 * 60),
     "sst2_minilm": ("test/accuracy", ">=", 0.88, 15 * 60),
     "ag_news_minilm": ("test/accuracy", ">=", 0.86, 15 * 60),

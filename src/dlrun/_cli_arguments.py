@@ -76,7 +76,13 @@ MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Say 
 Temperature = Annotated[
     float | None, typer.Option(min=0, help="Draw tokens, the more freely the higher; 0 takes the likeliest.")
 ]
-TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Draw among the so many likeliest; 0 for all.")]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", min=0, help="Draw among the so many likeliest, 0 for all; items for a user.")
+]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the likeliest of this probability together.")]
 Beams = Annotated[int | None, typer.Option(min=1, help="Hypotheses of beam search, which draws nothing.")]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option("--length-penalty", help="Of beam search, 0 (short ones win) to about 1 (longer is no worse)."),
+]
 Seed = Annotated[int | None, typer.Option(help="Of the draws; the same seed says the same.")]

@@ -27,10 +27,14 @@ class Loaded(nn.Module):
         self.traced, self.run = traced, run
 
     def forward(self, *inputs: Tensor) -> Any:
-        given = dict(zip(self.traced.source.spec.inputs, inputs, strict=True))
+        source, form = self.traced.source, self.traced.form
+        given = dict(zip(source.spec.inputs, inputs, strict=True))
         said = trees.tree_unflatten(list(self.run(given)), self.traced.nesting)
-        form = self.traced.form
-        return form.finish(said, *inputs) if isinstance(form, Unfinished) else said
+        if not isinstance(form, Unfinished):
+            return said
+        # What is finished outside of the graph reads inputs as the model does, not as they are stored.
+        batch = source.inputs.prepare(given) if self.traced.prepares else given
+        return form.finish(said, *[batch[name] for name in source.spec.inputs])
 
 
 class Agreement(NamedTuple):

@@ -55,7 +55,7 @@ class MeanOf(nn.Module):
         """The mean of the members' own exportable forms."""
         forms = [model.exportable() if isinstance(model, Exportable) else model for model in self.models]
         if any(isinstance(form, Unfinished) for form in forms):
-            raise DlrunError("export: detections of several models are combined after they are chosen, not in a graph")
+            raise DlrunError("export: these members' answers are chosen, and then combined, outside of a graph")
         return MeanOf(forms, self.shares, self.kind, self.of, self.temperature)
 
 

@@ -9,6 +9,7 @@ from dlrun import pretrained
 from dlrun.errors import DlrunError, Exit
 
 _SETTING = "data.pretrained"
+_CONVERT = "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -24,5 +25,6 @@ def find(source: str, file: str) -> Path:
         source = f"hub:{source}"
     found = pretrained.folder(source, _SETTING, [file]) / file
     if not found.is_file():
-        raise DlrunError(f"{_SETTING}: {source} has no {file}", "name a model that has one", Exit.DATA)
+        hint = f"name a model that has one, or make it of what lies there: {_CONVERT}"
+        raise DlrunError(f"{_SETTING}: {source} has no {file}", hint, Exit.DATA)
     return found

@@ -17,6 +17,7 @@ from dlrun._cli_arguments import (
     ConfigDir,
     Device,
     Inputs,
+    LengthPenalty,
     MaxTokens,
     Overrides,
     RequireTracking,
@@ -126,9 +127,7 @@ def sweep(
     if join is not None:
         raise typer.Exit(verb.join(join, overrides or [], options, workers=workers))
     if resume is not None:
-        if overrides:
-            raise DlrunError("--resume goes on with a sweep as it is, without overrides", "dlrun sweep --resume SWEEP")
-        raise typer.Exit(verb.resume(resume, options, workers=workers))
+        raise typer.Exit(verb.resume(resume, overrides or [], options, workers=workers))
     raise typer.Exit(verb.sweep(overrides or [], options, workers=workers))
 
 
@@ -196,6 +195,7 @@ def predict(
     top_k: TopK = None,
     top_p: TopP = None,
     beams: Beams = None,
+    length_penalty: LengthPenalty = None,
     seed: Seed = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -207,7 +207,7 @@ def predict(
 
     options = _options(runs, components, as_json=as_json)
     generation = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-                  "beams": beams, "seed": seed}  # fmt: skip
+                  "beams": beams, "length_penalty": length_penalty, "seed": seed}  # fmt: skip
     raise typer.Exit(verb(run, inputs or [], options, format=format, output=output, out=out, limit=limit,
                           device=device, prompts=prompt or [], generation=generation))  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dlrun.errors import DlrunError, Exit, did_you_mean
+from dlrun.errors import DlrunError, Exit
 from dlrun.randomness import Draws
 from dlrun.runs import read_json, write_atomically, write_json
 
@@ -26,6 +26,7 @@ from dlrun.runs import read_json, write_atomically, write_json
 #   tokens      int64 [B, T], 0 after the example's last; lengths  int64 [B]
 #   targets     int64 [B, T], the token to be said at each place, NO_TARGET where none counts
 #   num_targets int64 [B], how many of an example's targets count; stays on the CPU, so that nobody waits to count
+#   num_tokens  int64 [B], of texts on a device: how many a model reads of each (`num_tokens`); stays on the CPU
 #   source      int64 [B, S], what is to be translated or summed up, padded as tokens; source_lengths  int64 [B]
 #   reference   uint8 [B, L], the true text (`tokens.to_bytes`); several references of an example are one such text
 #   numbers     float32 [B, F], scaled; categories int64 [B, M], codes (0 unknown, 1 missing)
@@ -72,7 +73,8 @@ class DataSpec:
     inputs: the batch fields handed to the model, in order.   target: the field to predict.
     sizes: e.g. {"classes": 10, "channels": 1}.               shapes: of one example's inputs.
     labels: names of the classes, in order of their index.
-    assets: facts of the input pipeline (means, column names).
+    assets: facts of the input pipeline (means, column names); "given_by": of sizes that the data set has where another
+        setting is made, that setting.
     files: what is too large for them (a tokenizer, an id map), by file name in assets/.
     """
 
@@ -88,9 +90,10 @@ class DataSpec:
         """A size by name. Raises DlrunError that says what this data does have."""
         if name not in self.sizes:
             has = ", ".join(f"{key}={value}" for key, value in sorted(self.sizes.items())) or "no sizes"
+            setting = self.assets.get("given_by", {}).get(name)
             raise DlrunError(
                 f"this task or model needs data with '{name}'; this data set has {has}",
-                did_you_mean(name, self.sizes, "choose another task, model or data set: dlrun list"),
+                f"it has that too: {setting}" if setting else "choose another task, model or data set: dlrun list",
             )
         return self.sizes[name]
 
@@ -181,6 +184,15 @@ class Inputs(Protocol):
 
     def prepare(self, batch: Batch) -> Batch:
         """Stored fields to model inputs on the batch's device (uint8 pixels to normalised floats)."""
+        ...
+
+
+@runtime_checkable
+class WithNotes(Protocol):
+    """An input pipeline that may not read all that new rows say."""
+
+    def notes(self) -> list[str]:
+        """What was lost of the rows encoded so far, one sentence each; nothing where nothing was."""
         ...
 
 
@@ -281,6 +293,7 @@ class Task(Protocol):
     goal: Goal
     additive: bool  # False: the loss is no sum over targets (DESIGN: micro-batches are then averaged)
     # unit: str, optional: what `count` counts; see the function `unit`
+    # hub_kind: str, optional; see the function `hub_kind`
 
     def count(self, batch: Batch) -> int:
         """Targets in this batch; no device synchronisation."""
@@ -306,6 +319,46 @@ def unit(task: Task) -> str:
     return getattr(task, "unit", "samples")
 
 
+def hub_kind(task: Task) -> str:
+    """What the Hugging Face hub calls models of a task, {} standing for what goes in; "other" unless the task says."""
+    return getattr(task, "hub_kind", "other")
+
+
+def unit_of_rate(task: Task) -> str:
+    """What `processed` counts: the tokens of texts, else what the task counts."""
+    inputs = task.spec.inputs if isinstance(task, OfData) else ()
+    return "tokens" if "tokens" in inputs else unit(task)
+
+
+def processed(task: Task, batch: Batch) -> int:
+    """How much of a batch is worked on, in a rate. Asks no device that has to be waited for."""
+    if "tokens" not in batch:
+        return task.count(batch)
+    found_B = batch["num_tokens"] if "num_tokens" in batch else num_tokens(batch)
+    return task.count(batch) if found_B is None else int(found_B.sum())
+
+
+def num_tokens(batch: Batch) -> Tensor | None:
+    """int64 [B]: tokens that a model reads of each text, and of a pair those of both; None where there are no texts."""
+    if "source_lengths" in batch and "targets" in batch:
+        return batch["source_lengths"] + (batch["targets"] != NO_TARGET).sum(1)
+    return batch.get("lengths") if "tokens" in batch else None
+
+
+@runtime_checkable
+class OfData(Protocol):
+    """A task that keeps the spec of its data."""
+
+    spec: DataSpec
+
+
+@runtime_checkable
+class WithTokens(Protocol):
+    """A split of texts, which knows how many tokens a model reads of all of them."""
+
+    num_tokens: int
+
+
 @runtime_checkable
 class WithPictures(Protocol):
     """A task whose examples and predictions can be drawn."""
@@ -326,7 +379,8 @@ class WithFiles(Protocol):
     def index(self, names: Sequence[str], pictures: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
         """A JSON document over these examples, and its file name (COCO results, say). pictures: the files as given.
 
-        Of the documents of several parts, lists of objects are joined; all else is the first's.
+        Of the documents of several parts, lists of objects are joined, but for those with the same ids in every part
+        (categories); all else is the first's.
         """
         ...
 
@@ -355,7 +409,7 @@ class Exportable(Protocol):
 
 @runtime_checkable
 class Unfinished(Protocol):
-    """An exportable form that ends before the model does: where detections are chosen, say."""
+    """An exportable form that ends before the model does: where its answers are chosen from many, say."""
 
     def finish(self, said: Any, *inputs: Tensor) -> Any:
         """The model's answer, from what this form said of the inputs. said: nested as `forward` gives it."""

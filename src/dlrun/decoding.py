@@ -72,7 +72,7 @@ class Generation:
     def but(self, **given: Any) -> Generation:
         """The same with what is not None. A setting of draws ends a beam search, and the other way round.
 
-        Raises: DlrunError where both are given.
+        Raises: DlrunError where both are given, or a length penalty without a beam search.
         """
         given = {name: value for name, value in given.items() if value is not None}
         draws = [name for name in ("temperature", "top_k", "top_p") if name in given]
@@ -80,7 +80,10 @@ class Generation:
             raise DlrunError(f"beams: beam search draws nothing, so it takes no {draws[0]}", "leave one of them out")
         if draws:
             given = {"beams": 1, "temperature": self.temperature or 1.0} | given
-        return replace(self, **given)
+        made = replace(self, **given)
+        if "length_penalty" in given and made.beams == 1:
+            raise DlrunError("length_penalty: it is of beam search, and this keeps one hypothesis", "add --beams 4")
+        return made
 
 
 class Generated(NamedTuple):

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ from dlrun.training.batches import placer
 from dlrun.training.distributed import World, choose_device
 from dlrun.training.evaluate import batches, evaluate, outputs_of, thorough
 from dlrun.training.precision import Precision
+
+
+@runtime_checkable
+class Recommends(Protocol):
+    """A task that says a number of items to each user."""
+
+    def recommending(self, top_k: int) -> Self:
+        """The same task, with so many items."""
+        ...
 
 
 @dataclass
@@ -92,11 +101,15 @@ class TrainedModel:
     # ---------------------------------------------------------------- saying texts
 
     def change_generation(self, **given: Any) -> None:
-        """From now on say texts with these settings of decoding.Generation, those that are not None.
+        """From now on say texts with these settings of decoding.Generation, those that are not None; of a run that
+        recommends, top_k is how many items.
 
         Raises: DlrunError for a run that says no texts.
         """
-        if any(value is not None for value in given.values()):
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.keys() == {"top_k"} and isinstance(self.task, Recommends):
+            self.task = self.task.recommending(given["top_k"])
+        elif given:
             task: Any = self._saying()
             task.generation = task.generation.but(**given)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from dlrun import _tokens_training as training
 from dlrun._tokens_characters import CHARACTERS_FILE as CHARACTERS_FILE
 from dlrun._tokens_characters import Characters as Characters
+from dlrun._tokens_coverage import Coverage as Coverage
 from dlrun._tokens_pretrained import find
 from dlrun.errors import DlrunError, Exit
 
@@ -201,6 +202,12 @@ class Tokenizer:
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [_with_bytes(encoding, text) for encoding, text in zip(encoded, texts, strict=True)]
 
+    @property
+    def lowers(self) -> bool:
+        """Whether capitals become small letters, so that no text it says has any."""
+        normalizer = self._backend.normalizer
+        return normalizer is not None and normalizer.normalize_str("A") == "a"
+
     def _lowered(self, text: str) -> str:
         return text.lower() if self._backend.normalizer is not None else text
 
@@ -235,8 +242,13 @@ class Tokenizer:
         return self._backend.decode_batch(said, skip_special_tokens=False)
 
     @cached_property
+    def unknowns(self) -> frozenset[int]:
+        """What stands for text that the vocabulary does not know; nothing where it is spelled in bytes."""
+        return frozenset(self._names[name] for name in _NAMES["unknown"] if name in self._names)
+
+    @cached_property
     def _unsaid(self) -> frozenset[int]:
-        return self.specials - {self._names[name] for name in _NAMES["unknown"] if name in self._names}
+        return self.specials - self.unknowns
 
 
 def _frame(ids: list[int], is_special: list[int]) -> Frame:

@@ -20,14 +20,14 @@ from dlrun import build, runs
 from dlrun.assembly import assemble, report_transfer
 from dlrun.config import check, convert
 from dlrun.config.schema import RunConfig
-from dlrun.contracts import Task, unit
+from dlrun.contracts import Task, unit_of_rate
 from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
 from dlrun.training import checkpoint
 from dlrun.training.diagnose import Diagnosis
 from dlrun.training.distributed import World, choose_device, joined, limit_threads
 from dlrun.training.energy import EnergyMeter
-from dlrun.training.evaluate import batches, evaluate, thorough
+from dlrun.training.evaluate import batches, evaluate, thorough, write_tables
 from dlrun.training.guards import caught_signals, deterministic, memory_errors
 from dlrun.training.latency import latency_seconds
 from dlrun.training.loop import Ended, Engine, NotFinite, Plan, Reporter, evaluate_and_judge, fit
@@ -45,16 +45,18 @@ def train(
     reporter: Reporter,
     sample_system: Sampler | None = None,
     *,
+    config: RunConfig | None = None,
     datasets: build.Datasets | None = None,
     stop: Stop | None = None,
 ) -> Ended:
     """Train the run of this folder from its newest checkpoint (or from the start) to its end, and write the result.
 
     sample_system: given a function that writes values, a context in which system metrics are sampled.
-    datasets: of a process that trains several runs.   stop: asked after every evaluation whether to end here.
+    config: the folder's, where it was read already.   datasets: of a process that trains several runs.
+    stop: asked after every evaluation whether to end here.
     Raises: DlrunError, with everything that was reached saved.
     """
-    config = check.read(folder, registry)
+    config = config or check.read(folder, registry)
     with joined(config.hardware.timeout_seconds) as place:
         device = choose_device(config.hardware.device, place.local_rank)
         world = World(place.rank, place.size, device)
@@ -224,16 +226,11 @@ class Sitting:
         assert self.log is not None
         if test := {name: number for name, number in metrics.items() if name.startswith("test/")}:
             self.log.write(state.progress.step, test)
-        for name, table in tables.items():
-            path = self.run.folder / ("confusion.json" if name == "confusion" else f"report/{name}.json")
-            path.parent.mkdir(exist_ok=True)
-            runs.write_json(
-                path, {"labels": self.parts.dataset.spec.labels, "counts" if name == "confusion" else "values": table}
-            )
+        write_tables(self.run.folder, tables, self.parts.dataset.spec.labels)
         runs.write_json(self.run.folder / "result.json", {
             "goal": {"name": goal.metric, "mode": goal.mode, "value": value, "split": split}, "metrics": metrics,
             "step": state.progress.step, "best_step": step, "seconds": state.progress.seconds,
-            "rate": {f"{unit(task)}_per_second": self.engine.meter.rate},
+            "rate": {f"{unit_of_rate(self.parts.task)}_per_second": self.engine.meter.rate},
             "parameters": sum(p.numel() for p in state.model.parameters()), "energy": energy,
         } | self._latency() | {name: tables[name] for name in ("signatures",) if name in tables})  # fmt: skip
 

@@ -33,7 +33,7 @@ from dlrun.worker import Silent
 class Echo:
     """A predictor that says every word of the last question in capitals; at "stop" somebody presses Ctrl-C."""
 
-    step = 7
+    step, inputs = 7, None
 
     def __init__(self, most: int = 100) -> None:
         self.most, self.read, self.generation = most, [], {}
@@ -186,7 +186,7 @@ def test_a_run_on_text_counts_tokens_a_second_and_scores_texts_at_its_end(made):
 
     language, translation = (runs.find(made.folder, name).result for name in (made.language, made.translation))
     assert language is not None and translation is not None
-    assert language["rate"]["tokens_per_second"] > 0
+    assert language["rate"]["tokens_per_second"] > 0 and translation["rate"]["tokens_per_second"] > 0
     assert {"test/loss", "test/perplexity", "test/bits_per_byte"} <= language["metrics"].keys()
     assert {"valid/bleu", "test/bleu", "test/chrf"} <= translation["metrics"].keys()
     assert translation["goal"]["name"] == "loss"
@@ -206,6 +206,17 @@ def test_a_prompt_is_gone_on_with_and_the_same_seed_says_the_same(made, said):
     found = json.loads(out)
     assert [row["prompt"] for row in found["predictions"]] == ["one", "two"]
     assert all(set(row) == {"prompt", "text"} for row in found["predictions"])
+
+
+@pytest.mark.slow
+def test_what_is_cut_or_unknown_of_a_prompt_or_a_question_is_said(made, said):
+    _, _, err = said("predict", made.language, "--prompt", "forty é", "--prompt", "two " * 20, "--max-tokens", "2")
+    assert "warning: 1 of 2 texts have over data.context=32 tokens: the end is read" in err
+    assert "warning: 1 of 87 tokens are unknown to the run's vocabulary (char), and say nothing" in err
+    assert "warning" not in said("predict", made.language, "--prompt", "two", "--max-tokens", "2")[2]
+    command = [sys.executable, "-m", "dlrun", "chat", made.chat, "--max-tokens", "2"]
+    done = subprocess.run(command, input="é\n/reset\né\n", capture_output=True, text=True)
+    assert done.stderr.count("1 of 1 tokens are unknown to the run's vocabulary (char), and say nothing") == 1
 
 
 @pytest.mark.slow
@@ -245,6 +256,11 @@ def test_rows_of_a_file_are_translated_and_evaluated_texts_scored(made, said, tm
         (("predict", "latest", "--prompt", "x", "--limit", "3"), "--out and --limit go with files"),
         (("predict", "latest", "--prompt", "x", "--beams", "3", "--top-k", "2"), "beam search draws nothing"),
         (("predict", "latest", "--prompt", "x", "--top-p", "1.5"), "top_p: 1.5 is not above 0 and at most 1"),
+        (
+            ("predict", "latest", "--prompt", "x", "--length-penalty", "11"),
+            "length_penalty: 11.0 is not between -10 and",
+        ),
+        (("predict", "latest", "--prompt", "x", "--beams", "1", "--length-penalty", "1"), "it is of beam search"),
         (("chat", "latest"), "holds no conversations: its task is translation"),
     ],
 )
@@ -274,7 +290,7 @@ from types import SimpleNamespace
 from dlrun.commands import _reading as reading, chat
 
 class Endless:
-    step = 7
+    step, inputs = 7, None
     def fitting(self, messages): return list(messages)
     def change_generation(self, **given): pass
     def reply(self, messages):

@@ -36,6 +36,20 @@ def test_a_segmentation_run_learns_shows_its_pictures_and_its_predictor_scores_t
     )
 
 
+def test_classes_sizes_and_the_values_by_class_are_said_by_training_and_evaluation(road, dlrun):
+    size, by_class = run_folders.read_json(road.folder / "result.json")["signatures"]
+    assert size == "mean IoU over 4 classes at 96 x 48"
+    assert by_class.startswith("iou: sky 0.") and by_class.count(",") == 3
+    code, out, err = dlrun("evaluate", "road")
+    assert code == 0 and size in out and by_class in out, err
+    code, out, err = dlrun("evaluate", "road", "data.drive_seed=1", "--json")
+    assert code == 0, err
+    other = run_folders.find(road.folder.parents[1], json.loads(out)["run_id"])
+    table = run_folders.read_json(other.folder / "report" / "iou.json")
+    assert table["labels"] == ["sky", "grass", "road", "mark"] and len(table["values"]) == 4
+    assert (other.folder / "confusion.json").is_file()
+
+
 def test_predictions_of_new_pictures_are_masks_of_their_own_size(road, dlrun, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (60, 140, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "street.png")
@@ -57,3 +71,4 @@ def test_data_without_masks_is_refused_in_one_line(dlrun, overrides):
     code, _, err = dlrun("train", *overrides)
     assert code == 2
     assert "this task or model needs data with 'pixel_classes'; this data set has" in err
+    assert ("it has that too: data.target=mask" in err) == ("data=roads" in overrides)

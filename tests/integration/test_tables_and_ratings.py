@@ -66,6 +66,27 @@ def test_the_linear_baseline_and_numbers_in_their_own_units(train, people):
     assert run_folders.read_json(linear.folder / "result.json")["metrics"]["test/r2"] < 0.3
 
 
+def test_a_table_nobody_was_trained_on_is_the_test_split_whole(train, dlrun, people, tmp_path):
+    own = people("rows.csv", 100)
+    train("data=table", f"data.path={own}", "data.target=rich", "data.ignore=[income]", "model=tabular_linear",
+          "data.batch_size=32", "train.duration=2 steps", "hardware.threads=1", "name=rich")  # fmt: skip
+    (tmp_path / "new.csv").write_text("city,age,rich\nOslo,25,yes\nParis,25,no\nRome,70,yes\n")
+    code, out, err = dlrun("evaluate", "rich", f"data.path={tmp_path / 'new.csv'}", "--json")
+    assert code == 0, err
+    assert "3 examples of test" in err
+    assert "test: 1 row has an unknown category in column 'city' (the first: new.csv, row 1, 'Paris')" in err
+    _, _, err = dlrun("evaluate", json.loads(out)["run_id"])  # a run of its own, on the same rows
+    assert "3 examples of test" in err
+    for given in (f"data.path={own}", f"data.path={tmp_path}/../{tmp_path.name}/rows.csv"):
+        _, _, err = dlrun("evaluate", "rich", given)
+        assert "10 examples of test" in err  # its own: most rows were trained on
+    people("more.csv", 40)
+    _, _, err = dlrun("evaluate", "rich", f"data.path={tmp_path / 'more.csv'}", "data.test_fraction=0.5")
+    assert "20 examples of test" in err  # as was said
+    code, out, err = dlrun("predict", "rich", str(tmp_path / "new.csv"))
+    assert code == 0 and "1 row has an unknown category in column 'city' (the first: row 1, 'Paris')" in err
+
+
 def test_a_run_that_recommends_learns_and_names_items_for_users(train, dlrun, tmp_path):
     run = train(
         *SASREC, "train.duration=12 epochs", "train.evaluate_every=4 epochs", "hardware.threads=1", "name=taste"
@@ -75,6 +96,10 @@ def test_a_run_that_recommends_learns_and_names_items_for_users(train, dlrun, tm
     metrics = result["metrics"]
     assert metrics["test/hr_10"] > 0.4  # of 51 candidates: by chance 0.2
     assert metrics["test/hr_10_all"] <= metrics["test/hr_10"]
+    said = "hr_10, ndcg_10, hr_5, ndcg_5, mrr: of each item among itself and 50 sampled ones"
+    assert result["signatures"] == [said]
+    code, out, err = dlrun("evaluate", "taste")
+    assert code == 0 and said in out, err
     assert (run.folder / "assets" / "ids.json").is_file()
     trained = predictor.load(run.folder)
     assert trained.evaluate("test")["hr_10_all"] == pytest.approx(metrics["test/hr_10_all"])
@@ -83,6 +108,9 @@ def test_a_run_that_recommends_learns_and_names_items_for_users(train, dlrun, tm
     assert code == 0, err
     first, second = json.loads(out)["predictions"]
     assert len(first["items"]) == 10 and first["items"] != second["items"]
+    code, out, err = dlrun("predict", "taste", str(tmp_path / "users.csv"), "--json", "--top-k", "3")
+    assert code == 0, err
+    assert list(json.loads(out)["predictions"][0]["items"]) == list(first["items"])[:3]
     had = json.loads((run.folder / "assets" / "ids.json").read_bytes())["items"]
     seen = trained.inputs.encode([{"user": "u0"}])["seen"][0].tolist()
     assert set(first["items"]) & {had[item - 1] for item in seen} == set()
@@ -102,6 +130,23 @@ def test_ratings_are_predicted_for_a_user_and_an_item(train, dlrun, tmp_path):
     code, out, err = dlrun("predict", "stars", str(tmp_path / "pairs.jsonl"), "--json")
     assert code == 0, err
     assert 0 < json.loads(out)["predictions"][0]["prediction"] < 6
+
+
+@pytest.mark.parametrize("task", ["ranking", "rating"])
+def test_a_run_on_guessed_columns_predicts_for_rows_with_those_columns(train, dlrun, tmp_path, monkeypatch, task):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [f"u{user},i{(user + step) % 9},{1 + step},{step}\n" for user in range(12) for step in range(5)]
+    (tmp_path / "rows.csv").write_text("user_id,item_id,stars,ts\n" + "".join(rows))
+    explicit = ("data.feedback=explicit",) if task == "rating" else ("data.negatives=2",)
+    train(f"task={task}", "data=ratings", f"data.path={tmp_path / 'rows.csv'}", *explicit, "model=matrix_factorization",
+          "model.width=4", "data.batch_size=16", "train.duration=1 epoch", "hardware.threads=1",
+          "name=guessed")  # fmt: skip
+    (tmp_path / "new.csv").write_text("user_id,item_id\nu3,i1\n")
+    code, out, err = dlrun("predict", "guessed", str(tmp_path / "new.csv"), "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["predictions"]) == 1
 
 
 @pytest.mark.parametrize("overrides", [("model=sasrec",), ("model=mlp", "data.history=5")])

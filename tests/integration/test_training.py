@@ -58,6 +58,25 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(train):
     assert not torch.equal(weights(first)[name], weights(other)[name])
 
 
+@pytest.mark.parametrize("ends", [(), ("train.patience=1", "train.min_improvement=1")])
+def test_the_last_evaluation_counts_as_the_others_do(train, monkeypatch, ends):
+    """By a clock that moves when the validation split is evaluated, and not otherwise."""
+    from dlrun import worker
+    from dlrun.training import loop
+
+    now, evaluate = [0.0], worker.Sitting.evaluate
+
+    def evaluated(sitting, split, *given):
+        now[0] += split == "valid" and not given
+        return evaluate(sitting, split, *given)
+
+    monkeypatch.setattr(worker.Sitting, "evaluate", evaluated)
+    monkeypatch.setattr(loop.Clock, "seconds", lambda _: now[0])
+    run = train(*ends)
+    assert run.record.reason == ("early stop" if ends else "complete")
+    assert run.result["seconds"] == now[0] == 2
+
+
 def test_global_generator_of_the_caller_is_left_alone_by_building_a_model():
     from dlrun import build
     from dlrun.config.schema import ModelConfig

@@ -138,6 +138,15 @@ def test_the_loop_fits_on_its_page():
     assert fit.end_lineno - fit.lineno + 1 <= FIT_BUDGET_LINES
 
 
+@pytest.mark.parametrize("word", ["detection"])
+def test_one_kind_of_task_is_known_to_its_rooms_alone(word):
+    """What others must know of a task they ask the task: its unit, its name on the hub, its files."""
+    may = {*ROOMS.values(), "metrics", "pictures"}
+    lines = [(path, number, line) for path in files() if unit_of(path) not in may
+             for number, line in enumerate(path.read_text().lower().splitlines(), start=1)]  # fmt: skip
+    assert [f"{relative(path)}:{number}" for path, number, line in lines if word in line] == []
+
+
 # ---------------------------------------------------------------- what may not be written
 
 

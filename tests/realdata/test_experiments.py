@@ -23,12 +23,13 @@ def result(runs, *arguments: str) -> dict:
 @pytest.mark.parametrize(("name", "duration", "metric", "bar"), [
     ("fashion_mnist_cnn", "250 steps", "test/accuracy", 0.80),  # whole: 10 epochs, 0.925
     ("cifar10_resnet20", "200 steps", "test/accuracy", 0.30),  # whole: 18 epochs, 0.82
-    ("bccd_detection", "150 steps", "test/ap50", 0.25),  # whole: 60 epochs, 0.55
-    ("camvid_unet", "60 steps", "test/mean_iou", 0.10),  # whole: 60 epochs, 0.38
+    ("bccd_detection", "150 steps", "test/ap50", 0.25),  # whole: 25 epochs, 0.55
+    ("camvid_unet", "60 steps", "test/mean_iou", 0.10),  # whole: 24 epochs, 0.38
     ("fsdd_cnn", "120 steps", "test/accuracy", 0.60),  # whole: 15 epochs, 0.97
     ("adult_mlp", "250 steps", "test/accuracy", 0.82),  # whole: 12 epochs, 0.850
     ("adult_ft_transformer", "60 steps", "test/accuracy", 0.78),  # whole: 6 epochs, 0.853
     ("amazon_games_sasrec", "300 steps", "test/hr_10", 0.30),  # whole: 120 epochs, 0.65
+    ("amazon_games_bprmf", "500 steps", "test/hr_10", 0.30),  # whole: 40 epochs, not measured; valid here 0.49
     ("ag_news_textcnn", "150 steps", "test/accuracy", 0.55),  # whole: 6 epochs, 0.84
 ])  # fmt: skip
 def test_a_short_experiment_learns(tmp_path, name, duration, metric, bar):
@@ -45,7 +46,8 @@ def test_a_short_language_model_learns(tmp_path):
 
 def test_a_forecast_beats_repeating_the_last_value_and_the_linear_model(tmp_path):
     found = result(tmp_path, "experiment=driving_speed_forecast")["metrics"]  # whole: it takes seconds
-    assert found["test/mase"] < 1 and found["test/mase"] < found["test/mase_linear"]
+    assert found["test/mase"] < 1 and found["test/mase"] < found["test/mase_naive"]
+    assert found["test/mase"] < found["test/mase_linear"] < 1.6  # 2.07 if not fitted to changes from the last row
 
 
 def test_a_short_transfer_loads_its_body_and_learns(tmp_path):

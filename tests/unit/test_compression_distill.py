@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,6 +206,13 @@ def test_a_recurrent_translator_learns_every_token_of_a_transformer():
 
 
 # ---------------------------------------------------------------- refused
+
+
+def test_a_detector_is_refused_before_anything_is_read_or_trained():
+    tools = SimpleNamespace(spec=DataSpec(("image",), "boxes", {"box_classes": 2, "boxes": 3}, {"image": (1, 8, 8)}))
+    with pytest.raises(DlrunError, match="distill: a detector says which boxes it chose") as refused:
+        distill.build(tools.spec).compress(nn.Identity(), tools)  # type: ignore[arg-type]
+    assert refused.value.code == 2 and "dlrun train model=NAME" in refused.value.hint
 
 
 def test_another_vocabulary_of_the_same_size_is_refused():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -188,6 +189,8 @@ def bad(folder, boxes: list[list], **more) -> None:
         ([7, 5, 5, 3], "the box is not four finite numbers"),
         ([7, 5, 5, 3, "x"], "the box is not four finite numbers"),
         ([7, 5, 5, 3, float("nan")], "the box is not four finite numbers"),
+        ([7, 5, 5, 3, 10**400], "the box is not four finite numbers"),
+        ([[7], 5, 5, 3, 3], "is of category [7], which is none of the classes"),
     ],
 )
 def test_a_bad_box_is_named_and_can_be_left_out_alone(folder, box, reason):
@@ -238,11 +241,13 @@ def test_an_absent_picture_is_a_bad_row(folder):
         build(folder, image_size=8, test_fraction=0)
 
 
-def test_a_box_of_no_picture_is_named(folder):
+@pytest.mark.parametrize("number", [5, [5], {"a": 5}])
+def test_a_box_of_no_picture_is_named(folder, number):
     content = document(BOXES)
-    content["annotations"][1]["image_id"] = 5
+    content["annotations"][1]["image_id"] = number
     (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    with pytest.raises(DlrunError, match="annotation 1001: image 5 is not in the list of images"):
+    message = f"annotation 1001: image {number} is not in the list of images"
+    with pytest.raises(DlrunError, match=re.escape(message)):
         build(folder, test_fraction=0)
     batch = whole(build(folder, test_fraction=0, on_bad="skip").split("train"))
     assert (batch["box_labels"] >= 0).sum() == 2
@@ -260,6 +265,8 @@ def test_a_box_of_no_picture_is_named(folder):
         (json.dumps(document(BOXES)).replace("0.png", "../0.png"), "file_name '../0.png' is no path inside a folder"),
         (json.dumps(document(BOXES)).replace('"id": 101', '"id": 100'), "two images have the same id"),
         (json.dumps(document(BOXES)).replace("dog", "cat"), "two categories have the same name"),
+        (json.dumps(document(BOXES)).replace('"id": 101', '"id": [1]'), "image 1: its id is a list or an object"),
+        (json.dumps(document(BOXES)).replace('"id": 2,', '"id": {},'), "category 1: its id is a list or an object"),
         (json.dumps(document(BOXES)).replace(".png", ".gif"), "where are its pictures? 0.gif is nowhere in set"),
     ],
 )  # fmt: skip
@@ -269,6 +276,31 @@ def test_a_json_file_that_cannot_be_used_is_named(folder, content, message):
         build(folder, test_fraction=0)
     assert message in error.value.message
     assert error.value.code == Exit.DATA
+
+
+def test_a_size_too_large_to_be_one_is_that_of_the_picture(folder):
+    content = document(BOXES)
+    content["images"][0]["height"] = 10**400
+    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    assert whole(build(folder, test_fraction=0).split("train"))["size"].tolist() == [[10, 20]] * 3
+
+
+def test_a_split_without_pictures_is_left_out_where_bad_rows_are(folder):
+    empty = document([])
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(empty))
+    with pytest.raises(DlrunError, match=r"instances_val2017.json: its list of images is empty") as error:
+        build(folder, test_fraction=0)
+    assert error.value.hint == "leave such a split out: data.on_bad=skip"
+    dataset = build(folder, test_fraction=0, valid_fraction=0, on_bad="skip")
+    assert set(dataset.splits) == {"train"}
+    note = "valid is left out: the list of images of annotations/instances_val2017.json is empty"
+    assert note in dataset.notes
+    with pytest.raises(DlrunError, match=r"instances_val2017.json: its list of images is empty"):
+        build(folder, spec=dataset.spec, splits={"test": "instances_val2017"}, on_bad="skip")
+    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(empty))
+    with pytest.raises(DlrunError, match=r"instances_train2017.json: its list of images is empty") as error:
+        build(folder, on_bad="skip")
+    assert error.value.code == Exit.DATA and not error.value.hint
 
 
 def test_splits_and_pictures_can_be_named(folder, tmp_path):
@@ -292,6 +324,15 @@ def test_two_files_that_may_be_a_split_are_not_guessed_between(folder):
     with pytest.raises(DlrunError, match=r"minitrain_train.json and .*train2017.json may both be train") as error:
         build(folder)
     assert "data.splits=" in error.value.hint
+
+
+def test_a_name_of_the_hub_is_sent_to_the_data_that_reads_it(tmp_path):
+    with pytest.raises(DlrunError, match="no such file or folder: some/where") as error:
+        build("some/where")
+    assert error.value.hint.endswith("data=objects data.path=some/where")
+    with pytest.raises(DlrunError) as error:
+        build(tmp_path / "absent")
+    assert "data=objects" not in error.value.hint
 
 
 def test_a_path_without_json_is_no_coco(tmp_path):
@@ -383,14 +424,31 @@ def test_json_lines_of_corners_and_paths_are_read(tmp_path):
     assert whole(dataset.split("train"))["boxes"].tolist() == [[[2, 1, 6, 6]]]
 
 
+def test_text_in_a_box_makes_a_bad_box(tmp_path):
+    (tmp_path / "0.png").write_bytes(png(10, 20))
+    boxes = [["2", "1", "wide", "5"], ["2", "1", "6", "5"]]
+    row = {"image": "0.png", "objects": {"bbox": boxes, "category": ["a", "b"]}}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    settings = {"component": objects, "valid_fraction": 0, "test_fraction": 0}
+    with pytest.raises(DlrunError, match=r"row 0 \(0.png\), box 0: the box is not four finite numbers"):
+        build(tmp_path, **settings)
+    batch = whole(build(tmp_path, on_bad="skip", **settings).split("train"))
+    assert batch["boxes"].tolist() == [[[2, 1, 8, 6]]] and batch["box_labels"].tolist() == [[1]]
+
+
 def test_a_bad_object_is_named_by_its_row(tmp_path):
     cells = [{"bbox": [[0, 0, 1, 1], [3, 3, 0, 0]], "category": ["a", "b"]}]
     write_table(tmp_path / "train.parquet", cells)
     with pytest.raises(DlrunError, match=r"train.parquet, row 0, box 1: the box from 3,3 to 3,3 has no area"):
         build(tmp_path, component=objects, valid_fraction=0, test_fraction=0)
-    write_table(tmp_path / "train.parquet", [{"bbox": [[0, 0, 1, 1]], "category": ["a", "b"]}])
-    with pytest.raises(DlrunError, match=r"train.parquet, row 0: 1 boxes, and 2 categories"):
-        build(tmp_path, component=objects)
+    write_table(tmp_path / "train.parquet", [{"bbox": [[0, 0, 1, 1]], "category": ["a", "b"]}, *cells])
+    with pytest.raises(DlrunError, match=r"train.parquet, row 0: 1 boxes, and 2 categories") as error:
+        build(tmp_path, component=objects, valid_fraction=0, test_fraction=0)
+    assert error.value.code == Exit.DATA and "data.on_bad=skip" in error.value.hint
+    for memory in ("always", "never"):
+        settings = {"valid_fraction": 0, "test_fraction": 0, "memory": memory, "on_bad": "skip"}
+        batch = whole(build(tmp_path, component=objects, **settings).split("train"))
+        assert batch["id"].tolist() == [1] and batch["box_labels"].tolist() == [[0]]
     with pytest.raises(DlrunError, match="has no column 'things'"):
         build(tmp_path, component=objects, objects="things")
     with pytest.raises(DlrunError, match=r"column 'image' of train.parquet holds bytes, path"):

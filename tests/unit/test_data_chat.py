@@ -115,6 +115,16 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(tmp_path):
     assert encoded["tokens"].shape[1] <= 8
     assert said(data, encoded["tokens"][0, : encoded["lengths"][0]].tolist()) == "<s><|user|>a</s><|assistant|>"
     assert said(data, encoded["tokens"][1].tolist()).endswith("abcd</s><|assistant|>")
+    assert data.inputs.notes() == ["2 of 2 texts have over data.context=8 tokens: the end is read"]
+
+
+def test_unknown_words_of_a_conversation_are_counted_without_its_markers(tmp_path):
+    data = build(tmp_path / "a.jsonl", [{"messages": TALK}])
+    rows = [{"messages": [{"role": "user", "content": "aX"}, {"role": "assistant", "content": "bb"}]}]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tools = SimpleNamespace(seed=0, assets=None, spec=data.spec)
+    again = chat.build(tools, path=str(tmp_path / "b.jsonl"), valid_fraction=0.0, test_fraction=0.0)
+    assert again.notes[-1].startswith("tokens: 25 % of train are unknown to this vocabulary (char")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,10 @@ def test_roles_of_other_formats_are_understood():
 def test_a_row_without_an_answer_is_named(tmp_path):
     with pytest.raises(DlrunError, match=r"a.jsonl, row 1: the assistant says nothing"):
         build(tmp_path / "a.jsonl", [{"messages": TALK}, {"messages": TALK[:1]}])
+    preferred = {"messages": TALK[:1], "chosen": TALK, "rejected": TALK}
+    with pytest.raises(DlrunError, match=r"row 0: the assistant says nothing in 'messages'; data.messages=chosen is"):
+        build(tmp_path / "c.jsonl", [preferred])
+    assert len(build(tmp_path / "c.jsonl", [preferred], messages="chosen").split("train")) == 1
     with pytest.raises(DlrunError, match=r"b.jsonl, row 1: there is no text in column 'output'"):
         build(tmp_path / "b.jsonl", [INSTRUCTIONS[0], {**INSTRUCTIONS[1], "output": ""}])
 

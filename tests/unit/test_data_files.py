@@ -259,11 +259,28 @@ def test_bad_pictures_are_left_out_within_the_budget(tmp_path, memory):
     cells[7], cells[8] = b"nonsense", b""
     write_parquet(tmp_path / "train.parquet", cells, [0, 1] * 10)
     dataset = build(tmp_path, memory=memory, on_bad="skip", max_bad=2, valid_fraction=0, test_fraction=0)
-    batch = dataset.split("train").gather(torch.tensor([9, 8, 7, 6]))
-    assert batch["id"].tolist() == [9, 6]
-    assert batch["label"].tolist() == [1, 0]
-    assert len(batch["image"]) == 2
+    split = dataset.split("train")
+    batch = split.gather(torch.arange(len(split)))
+    assert batch["id"].tolist() == [*range(7), *range(9, 20)]
+    assert batch["label"].tolist() == [row % 2 for row in batch["id"].tolist()]
+    assert len(batch["image"]) == 18
     assert any("2 rows that cannot be read are left out" in note for note in dataset.notes)
+
+
+def test_rows_that_are_held_and_bad_are_no_rows_of_the_split(tmp_path):
+    cells = [png(image) for image in pictures(20)]
+    cells[7], cells[8] = b"nonsense", b""
+    write_parquet(tmp_path / "train.parquet", cells, [0, 1] * 10)
+    dataset = build(tmp_path, memory="always", on_bad="skip", valid_fraction=0, test_fraction=0)
+    split = dataset.split("train")
+    assert len(split) == 18
+    assert all(len(split.gather(torch.tensor([row]))["id"]) == 1 for row in range(18))
+    blocks = {"blocks": 20, "test_blocks": [7, 8]}
+    with pytest.raises(
+        DlrunError, match=r"^data: test has no rows; 2 rows .* the first is train.parquet, row 7"
+    ) as error:
+        build(tmp_path, memory="always", on_bad="skip", valid_fraction=0, **blocks)
+    assert error.value.code == Exit.DATA
 
 
 @pytest.mark.parametrize("memory", ["always", "never"])
@@ -534,6 +551,16 @@ def test_a_class_without_training_rows_is_remarked(tmp_path):
 
 
 # Splits
+
+
+def test_one_file_may_be_said_to_be_the_test_split(tmp_path):
+    write_csv(tmp_path / "rows.csv", "x,label", [f"{index},{index % 2}" for index in range(20)])
+    spec = build(tmp_path / "rows.csv").spec
+    assert len(build(tmp_path / "rows.csv", spec, splits={"test": "rows.csv"}).split("test")) == 20
+    with pytest.raises(DlrunError, match="there is a test split, but no training rows"):
+        build(tmp_path / "rows.csv", splits={"test": "rows.csv"})
+    with pytest.raises(DlrunError, match=r"data\.splits goes with a folder"):
+        build(tmp_path / "rows.csv", splits={"test": "others.csv"})
 
 
 def test_names_of_files_are_guessed_and_shards_belong_together(tmp_path):

@@ -62,6 +62,21 @@ def test_digits_of_a_scene_do_not_overlap():
         assert (box_iou(mine, mine) - torch.eye(len(mine))).abs().max() == 0
 
 
+def test_a_size_that_another_target_has_is_refused_with_the_setting_for_it():
+    for component, target, wanted, setting in (
+        (scenes, "boxes", "pixel_classes", "data.target=mask"), (scenes, "mask", "box_classes", "data.target=boxes"),
+        (roads, "steering", "pixel_classes", "data.target=mask"), (roads, "mask", "targets", "data.target=steering"),
+    ):  # fmt: skip
+        settings = FEW if component is scenes else {"num_pictures": 10}
+        spec = build(component, target=target, **settings).spec
+        with pytest.raises(DlrunError, match=f"needs data with '{wanted}'; this data set has ") as error:
+            spec.size(wanted)
+        assert error.value.hint == f"it has that too: {setting}"
+        with pytest.raises(DlrunError) as error:
+            spec.size("pixel_clases")
+        assert error.value.hint == "choose another task, model or data set: dlrun list"
+
+
 def test_the_mask_of_a_scene_lies_in_its_boxes_and_is_of_their_classes():
     boxes = whole(build(scenes, **FEW).split("train"))
     dataset = build(scenes, target="mask", **FEW)

@@ -173,13 +173,37 @@ def test_a_mask_that_cannot_be_used_is_named_and_can_be_skipped(tmp_path, bad, r
     assert whole(dataset.split("train"))["id"].tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
+@pytest.mark.parametrize("image_size", [None, 6])
+def test_a_mask_of_another_size_than_its_picture_is_a_bad_row_before_sizes_are_compared(tmp_path, image_size):
+    write_pairs(tmp_path / "images", tmp_path / "masks", 8)
+    save(tmp_path / "masks" / "03.png", mask(3, height=3))
+    settings = {"image_size": image_size, "valid_fraction": 0, "test_fraction": 0}
+    with pytest.raises(
+        DlrunError, match=r"^images, row 3 \(masks/03.png\): the mask is 8x3, .* picture is 8x6"
+    ) as error:
+        build(tmp_path, **settings)
+    assert error.value.code == Exit.DATA and "data.on_bad=skip" in error.value.hint
+    dataset = build(tmp_path, on_bad="skip", **settings)
+    assert whole(dataset.split("train"))["id"].tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert any(note.startswith("1 row that cannot be read is left out") for note in dataset.notes)
+
+
+def test_masks_that_are_all_of_another_size_than_their_pictures_are_an_error(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", 3)
+    for row in range(3):
+        save(tmp_path / "masks" / f"{row:02}.png", mask(row, height=3))
+    with pytest.raises(DlrunError, match="images: no mask looked at has the size of its picture") as error:
+        build(tmp_path, on_bad="skip", valid_fraction=0, test_fraction=0)
+    assert error.value.code == Exit.DATA
+
+
 def test_masks_of_several_sizes_are_an_error_unless_they_are_to_be_scaled(tmp_path):
     write_pairs(tmp_path / "images", tmp_path / "masks", 3)
     save(tmp_path / "images" / "1.png", picture(1, 12, 16))
     save(tmp_path / "masks" / "1.png", mask(1, (0, 1, 2), 12, 16))
-    with pytest.raises(DlrunError, match=r"pictures of several sizes: images, row 0 .*masks/00.png") as error:
+    with pytest.raises(DlrunError, match=r"^masks of several sizes: images, row 0 .*masks/00.png.* is 8x6, ") as error:
         build(tmp_path, image_size=6)
-    assert "data.mask_size=" in error.value.hint
+    assert error.value.hint == "scale them all: 'data.mask_size=[6,8]'"
     batch = whole(build(tmp_path, image_size=6, mask_size=[6, 8], valid_fraction=0, test_fraction=0).split("train"))
     assert batch["size"].tolist() == [[6, 8], [6, 8], [6, 8], [12, 16]]
     nearest = np.asarray(Image.fromarray(mask(1, (0, 1, 2), 12, 16)).resize((8, 6), Image.Resampling.NEAREST))

@@ -254,3 +254,86 @@ def test_made_ratings_are_the_same_every_time_and_whoever_likes_a_genre_has_it_m
     assert data.fingerprint == again.fingerprint
     assert 3 < data.spec.assets["mean_rating"] < 4.5
     assert data.spec.sizes["users"] == 600 and 140 <= data.spec.sizes["items"] <= 160
+
+
+# ---------------------------------------------------------------- columns that were guessed, bad cells, the hub
+
+
+def renamed(text: str = ROWS, **names: str) -> str:
+    header, _, rest = text.partition("\n")
+    return ",".join(names.get(name, name) for name in header.split(",")) + "\n" + rest
+
+
+@pytest.mark.parametrize(("feedback", "asked"), [("implicit", ["user_id"]), ("explicit", ["user_id", "item_id"])])
+def test_a_trained_run_asks_for_the_columns_that_were_guessed(build, feedback, asked):
+    spec = build(renamed(user="user_id", item="item_id"), feedback=feedback).spec
+    assert serving.columns(spec) == asked
+    inputs = ratings.inputs(DataSpec.from_json(spec.to_json(), spec.files))
+    assert inputs.encode([{"user_id": "bob", "item_id": "d"}])["user"].tolist() == [2]
+    with pytest.raises(DlrunError, match="row 0 has no 'user_id'"):
+        inputs.encode([{"user": "bob", "item_id": "d"}])
+
+
+def test_a_split_of_a_hub_data_set_is_read_as_a_table_is(build, monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"user_id": [1, 1, 1, 2, 2, 2], "item": list("abcbad"), "ts": [3, 1, 2, 1, 2, 3]})
+    found = datasets.DatasetDict({"train": rows})
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: asked.append((given, named)) or found)
+    tools = SimpleNamespace(seed=0, assets=None, spec=None)
+    data = ratings.build(tools, path="some/where", config="small", revision="v2", negatives=1)
+    assert asked == [(("some/where",), {"name": "small", "revision": "v2"})]
+    assert "columns: user is user_id, item is item, time is ts (guessed)" in data.notes
+    assert names(data, whole(data.split("test"))["item"][:, None]) == [["a"], ["d"]]
+    found["extra"] = found["test"] = rows.select(range(3))
+    with pytest.raises(DlrunError, match="some/where holds train and test; ratings are one table") as caught:
+        ratings.build(tools, path="some/where")
+    assert caught.value.hint == "data.path=FILE, or the one to take: data.splits.train=NAME"
+    with pytest.raises(DlrunError, match="the data set has no split 'extr'"):
+        ratings.build(tools, path="some/where", splits={"train": "extr"})
+    chosen = ratings.build(tools, path="some/where", splits={"train": "test"}, split="temporal", test_fraction=0,
+                           valid_fraction=0)  # fmt: skip
+    assert chosen.spec.size("users") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "settings", "says"),
+    [
+        ("dan,a,3,soon,x", {}, "'soon' in column 'ts' is no time"),
+        ("dan,a,3,,x", {}, "no time in column 'ts'"),
+        ("dan,a,many,4,x", {"feedback": "explicit"}, "'many' in column 'stars' is no number"),
+        ("dan,a,,4,x", {"feedback": "explicit"}, "no number in column 'stars'"),
+        ("dan,a,many,4,x", {"min_rating": 2}, "'many' in column 'stars' is no number"),
+    ],
+)
+def test_a_cell_that_cannot_be_read_is_named_by_its_row_or_left_out(build, line, settings, says):
+    text = renamed(f"{ROWS}{line}\ndan,b,3,9,x\n", rating="stars", time="ts")
+    error = refused(build, text, **settings)
+    assert error.message == f"rows.csv, row 9: {says}" and error.code == Exit.DATA
+    data = build(text, on_bad="skip", **settings)
+    assert f"1 row that cannot be read is left out; the first is rows.csv, row 9: {says}" in data.notes
+
+
+def test_a_date_that_is_none_is_a_bad_row_among_dates(build):
+    days = zip("abcd", "2134", strict=True)
+    dates = "user,item,time\n" + "".join(f"ann,{item},2024-01-0{day}\n" for item, day in days) + "eve,z,2024-02-01\n"
+    assert names(build(dates), whole(build(dates).split("test"))["item"][:, None]) == [["d"]]
+    error = refused(build, dates + "bob,a,2024-13-45\n")
+    assert error.message == "rows.csv, row 5: '2024-13-45' in column 'time' is no time"
+    skipped = build(dates + "bob,a,2024-13-45\n", on_bad="skip")
+    assert skipped.spec.size("users") == 2
+    assert names(skipped, whole(skipped.split("test"))["seen"]) == [["b", "a", "c"]]
+
+
+def test_an_empty_rating_is_lower_than_any_and_an_unused_one_is_not_looked_at(build):
+    assert "4 interactions of 2 users with 3 items" in build(ROWS + "dan,a,,4,x\n", min_rating=4, negatives=1).notes[1]
+    assert "10 interactions" in build(ROWS + "dan,a,many,4,x\n").notes[1]
+
+
+def test_without_times_the_order_of_rows_is_said_to_be_taken(build):
+    text = "user,item\nann,b\nann,a\nann,c\nann,d\nbob,z\n"
+    data = build(text, negatives=1)
+    assert names(data, whole(data.split("test"))["item"][:, None]) == [["d"]]
+    assert data.notes[2].startswith("splits: of every user the last item by the order of the rows, for lack of times,")
+    assert "rows" not in build().notes[2]

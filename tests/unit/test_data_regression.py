@@ -74,6 +74,9 @@ def test_a_list_of_columns_is_predicted_together(table):
     assert dataset.spec.assets["columns"] == ["x", "n"]
     batch = whole(dataset.split("train"))
     assert torch.equal(batch["target"], torch.stack([10 - batch["id"], batch["id"] / 4], 1).float())
+    deviations = batch["target"].double().std(0, correction=0).tolist()
+    assert dataset.spec.assets["target_std"] == pytest.approx(deviations)
+    assert "target_std" not in build(table, target="y").spec.assets  # one keeps its unit
 
 
 def test_whole_numbers_are_classes_unless_they_are_said_to_be_numbers(table):
@@ -81,6 +84,12 @@ def test_whole_numbers_are_classes_unless_they_are_said_to_be_numbers(table):
     assert build(table, target="n", target_kind="number").spec.labels == ("n",)
     assert build(table, target=["n"]).spec.sizes["targets"] == 1
     assert build(table, target=["n"], target_kind="class").spec.sizes["classes"] == 3
+
+
+def test_a_task_for_numbers_hints_at_the_kind_of_the_target(table):
+    with pytest.raises(DlrunError, match="needs data with 'targets'") as caught:
+        build(table, target="n").spec.size("targets")
+    assert caught.value.hint == "it has that too: data.target_kind=number"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +124,18 @@ def test_a_target_that_is_no_number_makes_a_bad_row(tmp_path):
     dataset = build(tmp_path, target=["y"], on_bad="skip", valid_fraction=0, test_fraction=0)
     assert whole(dataset.split("train"))["id"].tolist() == [row for row in range(20) if row not in (3, 5)]
     assert "2 rows that cannot be read are left out" in dataset.notes[-1]
+
+
+def test_a_word_among_numbers_makes_a_bad_row(tmp_path):
+    rows = [f"{x},{x / 4}" for x in range(40)]
+    rows[3], rows[5] = "3,cheap", "many,1"
+    (tmp_path / "train.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+    with pytest.raises(DlrunError, match=r"train.csv, row 5: 'many' in column 'x' is no number") as error:
+        build(tmp_path, target="y", valid_fraction=0, test_fraction=0)
+    assert error.value.code == Exit.DATA
+    dataset = build(tmp_path, target="y", on_bad="skip", valid_fraction=0, test_fraction=0)
+    assert whole(dataset.split("train"))["id"].tolist() == [row for row in range(40) if row not in (3, 5)]
+    assert dataset.spec.sizes == {"targets": 1, "features": 1}
 
 
 def test_frames_are_split_by_blocks_and_streamed_as_they_are_held(frames):

@@ -182,6 +182,8 @@ def test_recordings_of_one_speaker_are_joined_and_the_split_is_kept(tmp_path):
                   valid_fraction=0.0)  # fmt: skip
     assert again.fingerprint == dataset.fingerprint
     assert "test: 2 utterances of 3 to 6 recordings" in dataset.notes
+    with pytest.raises(DlrunError, match=r"rows\.jsonl: no speaker of test has 6 recordings to join"):
+        build(path, transcript="text", join=[6, 6], split_column="part", test_values=["test"], valid_fraction=0.0)
 
 
 # ---------------------------------------------------------------- bad input
@@ -214,6 +216,40 @@ def test_a_bad_recording_is_named_or_skipped(reason, tmp_path):
     assert "1 row that cannot be read is left out; the first is rows.jsonl, row 3" in " ".join(dataset.notes)
 
 
+def test_a_recording_without_a_class_is_named_or_skipped(tmp_path):
+    path = table(tmp_path / "data", [{"label": None if index == 3 else "ab"[index % 2]} for index in range(8)])
+    settings = {"sample_rate": 16000, "valid_fraction": 0.0, "test_fraction": 0.0}
+    with pytest.raises(DlrunError, match=r"1 row has no label in column 'label' \(the first: row 3\)") as caught:
+        build(path, **settings)
+    assert "data.on_bad=skip" in caught.value.hint
+    dataset = build(path, on_bad="skip", **settings)
+    assert whole(dataset.splits["train"])["id"].tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert dataset.spec.labels == ("a", "b")
+
+
+def test_the_length_of_a_recording_is_looked_at_before_it_is_resampled(tmp_path, monkeypatch):
+    from dlrun.data import _sound
+
+    monkeypatch.setattr(_sound, "resampled", lambda *given: pytest.fail("a recording that is too long was resampled"))
+    path = table(tmp_path / "data", [{"label": "a", "audio": content(np.zeros(60, dtype=np.float32), 1)}])
+    with pytest.raises(DlrunError, match=r"row 0 \(0.wav\): 60\.0 s are longer than data\.max_seconds=30"):
+        build(path)
+
+
+def test_a_row_without_its_class_as_transcript_is_a_bad_row(tmp_path):
+    import datasets
+
+    features = datasets.Features({"file": datasets.Value("string"), "word": datasets.ClassLabel(names=["no", "yes"])})
+    table(tmp_path, [{} for _ in range(5)])
+    rows = {"file": [str(tmp_path / f"{index}.wav") for index in range(5)], "word": [0, 1, None, 1, 0]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows.parquet")
+    settings = {"transcript": "word", "valid_fraction": 0.0, "test_fraction": 0.0}
+    with pytest.raises(DlrunError, match=r"rows\.parquet, row 2: there is no class in column 'word'"):
+        build(tmp_path / "rows.parquet", **settings)
+    dataset = build(tmp_path / "rows.parquet", on_bad="skip", **settings)
+    assert to_texts(whole(dataset.splits["train"])["reference"]) == ["no", "yes", "yes", "no"]
+
+
 def test_a_missing_file_and_an_unknown_character_are_rows_of_their_own(tmp_path):
     rows = [{"text": "abc"[index % 3], "part": "x"} for index in range(6)] + [{"text": "aé", "part": "y"}]
     path = table(tmp_path / "data", rows)
@@ -225,6 +261,26 @@ def test_a_missing_file_and_an_unknown_character_are_rows_of_their_own(tmp_path)
     (tmp_path / "data" / "2.wav").unlink()
     with pytest.raises(DlrunError, match=r"rows.jsonl, row 2 \(2.wav\): no such file"):
         build(path, **settings)
+
+
+def test_frames_of_whisper_are_not_normalised_and_are_found_again(tmp_path):
+    settings = {"features": "whisper", "sample_rate": 16000, "bands": 80}
+    dataset = build(folders(tmp_path / "data"), **settings)
+    assert dataset.spec.assets["mean"] == [0.0] * 80 and dataset.spec.assets["std"] == [1.0] * 80
+    assert dataset.spec.sizes["features"] == 80
+    batch = dataset.inputs.prepare(whole(dataset.splits["train"]))
+    own = batch["spectrogram"][0, : batch["frames"][0]]
+    assert float(own.max() - own.min()) <= 2.0001 and bool((batch["frames"] > 10).all())
+    again = build(tmp_path / "data", **settings, spec=dataset.spec)
+    assert again.fingerprint == dataset.fingerprint
+    for wrong, says in (
+        ({"normalise": "recording"}, "data.normalise: frames of data.features=whisper have a scale of their own"),
+        ({"sample_rate": 8000}, "data.sample_rate: 8000 does not go with data.features=whisper"),
+        ({"hop_ms": 12.5}, "data.hop_ms: 12.5 does not go with data.features=whisper"),
+        ({"bands": 0}, r"data.bands: 0 is not in 1\.\.128"),
+    ):
+        with pytest.raises(DlrunError, match=says):
+            build(tmp_path / "data", **settings | wrong)
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path):

@@ -36,7 +36,7 @@ def build(tmp_path):
         (tmp_path / file).write_text(text)
         whole = {"target": "rich", "valid_fraction": 0, "test_fraction": 0, "ignore": ["name"], "missing": ["?"]}
         tools = SimpleNamespace(seed=0, assets=None, spec=spec)
-        return table.build(tools, path=str(tmp_path / file), **whole | settings)
+        return table.build(tools, **{"path": str(tmp_path / file)} | whole | settings)
 
     return make
 
@@ -81,6 +81,29 @@ def test_new_rows_are_coded_as_the_training_rows_were_and_a_new_category_is_unkn
     torch.testing.assert_close(batch["numbers"][0], held["numbers"][0])
     torch.testing.assert_close(batch["numbers"][1], held["numbers"][2])
     assert batch["categories"].tolist() == [[2], [1], [0]]
+
+
+def test_categories_never_seen_are_counted_and_the_first_is_named(build, tmp_path):
+    head = ROWS.splitlines()[0]
+    new = f"{head}\n30,Rome,no,a,2\n40,Bonn,yes,b,2\n,,no,c,2\n50,Paris,yes,d,2\n"
+    data = build()
+    assert not [note for note in data.notes if "unknown" in note]
+    note = "2 rows have an unknown category in column 'city' (the first: new.csv, row 1, 'Bonn')"
+    assert f"train: {note}" in build(new, data.spec, "new.csv").notes  # as it is evaluated
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "train.csv").write_text(ROWS)
+    both = build(new, file="parts/test.csv", path=str(tmp_path / "parts"))
+    assert f"test: {note.replace('new.csv', 'test.csv')}" in both.notes
+    rows = [{"age": 1, "city": city, "job": 2} for city in ("Rome", "Bonn", None, "Paris")]
+    assert not data.inputs.notes()
+    data.inputs.encode(rows[:1])
+    data.inputs.encode(rows[1:2])
+    data.inputs.encode(rows[2:])
+    assert data.inputs.notes() == [note.replace("new.csv, row 1", "row 1")]
+
+
+def test_a_rare_category_of_the_training_rows_is_left_out_without_a_word(build):
+    assert not [note for note in build(min_count=3).notes if "unknown" in note]
 
 
 def test_a_second_reading_uses_the_run_s_own_columns(build):
@@ -160,6 +183,41 @@ def test_a_number_and_several_numbers_can_be_predicted(build):
     assert several.spec.labels == ("price", "weight")
     assert several.spec.assets["target_mean"] == pytest.approx([8.5 / 3, 20])
     assert several.spec.assets["target_std"][1] == pytest.approx(math.sqrt(200 / 3))
+
+
+@pytest.mark.parametrize("said", [{}, {"target_kind": "number"}, {"target": ["price"]}])
+def test_a_word_among_the_numbers_to_predict_is_a_bad_row(build, said):
+    lines = ["x,price\n", *(f"{row},{row / 4}\n" for row in range(20))]
+    lines[8] = "7,cheap\n"
+    settings = {"target": "price", "ignore": []} | said
+    error = refused(build, "".join(lines), **settings)
+    assert error.message == "rows.csv, row 7: 'cheap' in column 'price' is no number" and error.code == Exit.DATA
+    data = build("".join(lines), on_bad="skip", **settings)
+    assert data.spec.target == "target" and 7 not in whole(data.split("train"))["id"]
+    assert whole(data.split("train"))["target"][8].item() == 9 / 4
+
+
+def test_a_row_without_a_class_is_bad(build):
+    text = ROWS + "30,Rome,,gina,2\n" + "30,Rome,no,hans,2\n" * 20
+    error = refused(build, text)
+    assert error.message == "rows.csv: 1 row has no label in column 'rich' (the first: row 6)"
+    assert "data.on_bad=skip" in error.hint and error.code == Exit.DATA
+    data = build(text, on_bad="skip", test_fraction=0.2, valid_fraction=0.1)
+    ids = [row for name in ("train", "valid", "test") for row in whole(data.split(name))["id"].tolist()]
+    assert sorted(ids) == [row for row in range(27) if row != 6] and data.spec.labels == ("no", "yes")
+    assert "rows.csv, row 6: no label in column 'rich'" in data.notes[-1]
+    assert "max_bad=0" in refused(build, text, on_bad="skip", max_bad=0).message
+    unlabelled = refused(build, "age,city,rich,job\n3,Rome,,2\n", data.spec, "new.csv", on_bad="skip")
+    assert unlabelled.message == "data: no row of the train split has a label"
+
+
+def test_whole_numbers_taken_for_classes_say_how_they_become_numbers(build):
+    spec = build(target="job").spec
+    with pytest.raises(DlrunError, match=r"needs data with 'targets'; this data set has .*classes=2") as caught:
+        spec.size("targets")
+    assert caught.value.hint == "it has that too: data.target_kind=number"
+    assert build(target="job", target_kind="number").spec.size("targets") == 1
+    assert "given_by" not in build().spec.assets  # of words there are no numbers
 
 
 def test_names_and_row_numbers_are_not_learned_from(build):

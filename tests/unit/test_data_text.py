@@ -134,11 +134,12 @@ def test_a_source_runs_spec_is_used_and_never_made_anew(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", reviews())
     data = text.build(tools(), path=path)
     other = write_lines(
-        tmp_path / "b.jsonl", [{"sentence": f"unseen words {row}", "label": row % 2} for row in range(20)]
+        tmp_path / "b.jsonl", [{"sentence": f"a film unseen {row}", "label": row % 2} for row in range(20)]
     )
     again = text.build(tools(data.spec), path=other)
     assert again.spec is data.spec
-    assert set(whole(again.split("train"))["tokens"].flatten().tolist()) == {tokenizer(data).unknown}
+    seen = {tokenizer(data).unknown, *tokenizer(data).encode("a film")}
+    assert set(whole(again.split("train"))["tokens"].flatten().tolist()) == seen
 
 
 def test_the_vocabulary_of_a_run_to_start_from_is_kept_and_said(tmp_path):
@@ -150,6 +151,54 @@ def test_the_vocabulary_of_a_run_to_start_from_is_kept_and_said(tmp_path):
     assert any(
         note.endswith("that of the run this one stands on; data.tokenizer=word is not used") for note in next_one.notes
     )
+
+
+def test_texts_that_a_runs_vocabulary_does_not_know_are_said_and_refused_where_nearly_all_is_unknown(tmp_path):
+    data = text.build(tools(), path=write_lines(tmp_path / "a.jsonl", reviews()), tokenizer="char", framed=True)
+    assert not any("unknown" in note for note in data.notes)
+    rows = [{"sentence": "fine finé", "label": row % 2} for row in range(20)]
+    again = text.build(tools(data.spec), path=write_lines(tmp_path / "b.jsonl", rows))
+    said = "are unknown to this vocabulary (char, that of the run this one stands on)"
+    assert again.notes[-1] == f"tokens: 11 % of train {said}"
+    rows = [{"sentence": "退屈な映画", "label": row % 2} for row in range(20)]
+    with pytest.raises(DlrunError) as caught:
+        text.build(tools(data.spec), path=write_lines(tmp_path / "c.jsonl", rows))
+    assert caught.value.message == f"train: 100 % of the tokens {said}" and caught.value.code == Exit.DATA
+    assert "train a run that makes a vocabulary of these" in caught.value.hint
+
+
+def test_unknown_tokens_are_counted_in_streams_and_in_pairs(tmp_path):
+    (tmp_path / "a.txt").write_text("abcdefghij" * 10)
+    (tmp_path / "b.txt").write_text("abcdefghiX" * 10)
+    data = language.build(tools(), path=str(tmp_path / "a.txt"), tokenizer="char", context=8)
+    again = language.build(tools(data.spec), path=str(tmp_path / "b.txt"), valid_fraction=0.0)
+    assert again.notes[-1].startswith("tokens: 10 % of train are unknown to this vocabulary (char")
+    (tmp_path / "b.txt").write_text("映画" * 50)
+    with pytest.raises(DlrunError, match=r"train: 100 % of the tokens are unknown"):
+        language.build(tools(data.spec), path=str(tmp_path / "b.txt"))
+    settings = {"source": "de", "target": "en", "tokenizer": "char", "shared_vocabulary": False}
+    data = seq2seq.build(tools(), path=write_lines(tmp_path / "a.jsonl", pairs()), **settings)
+    rows = [{"de": "das ist", "en": "theX iX"} for _ in range(20)]
+    again = seq2seq.build(tools(data.spec), path=write_lines(tmp_path / "b.jsonl", rows), **settings)
+    [note] = [note for note in again.notes if "unknown" in note]
+    assert note.startswith("target tokens: 43 % of train")
+
+
+def test_new_rows_say_how_much_of_them_was_cut_and_is_unknown(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", reviews())
+    data = text.build(tools(), path=path, tokenizer="char", max_length=12)
+    assert data.inputs.notes() == []
+    data.inputs.encode([{"sentence": "a fine film indeed"}, {"sentence": "a film"}])
+    data.inputs.encode([{"sentence": "a filé"}])
+    assert data.inputs.notes() == [
+        "1 of 3 texts have over data.max_length=12 tokens: the beginning is read",
+        "1 of 30 tokens are unknown to the run's vocabulary (char), and say nothing",
+    ]
+    pairs_of = seq2seq.build(
+        tools(), path=write_lines(tmp_path / "b.jsonl", pairs()), source="de", target="en", max_length=3
+    )
+    pairs_of.inputs.encode([{"de": "das ist sehr sehr 3"}])
+    assert pairs_of.inputs.notes() == ["1 of 1 texts have over data.max_length=3 tokens: the beginning is read"]
 
 
 def test_empty_texts_are_refused_by_their_row_or_left_out(tmp_path):
@@ -195,6 +244,15 @@ def test_a_missing_label_or_column_is_named(tmp_path):
     with pytest.raises(DlrunError, match=r"b.jsonl has no column 'sentense'") as caught:
         text.build(tools(), path=write_lines(tmp_path / "b.jsonl", reviews()), text="sentense")
     assert caught.value.hint == "did you mean sentence?"
+
+
+def test_a_row_without_a_label_may_be_skipped(tmp_path):
+    rows = reviews()
+    rows[3]["label"] = None
+    dataset = text.build(tools(), path=write_lines(tmp_path / "a.jsonl", rows), on_bad="skip", test_fraction=0)
+    ids = [row for name in ("train", "valid") for row in whole(dataset.split(name))["id"].tolist()]
+    assert sorted(ids) == [row for row in range(len(rows)) if row != 3]
+    assert "a.jsonl, row 3: no label in column 'label'" in dataset.notes[-1]
 
 
 def test_a_pretrained_vocabulary_and_one_to_be_trained_exclude_each_other(tmp_path):

@@ -161,6 +161,13 @@ def test_paths_that_are_not_voc_say_what_was_expected(folder, tmp_path):
     (folder / "ImageSets" / "Main" / "train.txt").write_text("\n")
     with pytest.raises(DlrunError, match=r"ImageSets/Main/train.txt: its list of images is empty"):
         build(folder)
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("")
+    with pytest.raises(DlrunError, match=r"ImageSets/Main/train.txt: its list of images is empty"):
+        build(folder, on_bad="skip")
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\n")
+    dataset = build(folder, on_bad="skip", valid_fraction=0, test_fraction=0)
+    assert set(dataset.splits) == {"train"}
+    assert "valid is left out: the list of images of ImageSets/Main/val.txt is empty" in dataset.notes
     (folder / "ImageSets" / "Main" / "train.txt").write_text("../a\n")
     with pytest.raises(DlrunError, match=r"train.txt: '../a' is no name of a picture"):
         build(folder)

@@ -334,6 +334,12 @@ def test_settings_are_changed_as_a_person_means_it():
     assert Generation(temperature=0.8).but(temperature=0.0).temperature == 0
     with pytest.raises(DlrunError, match="beam search draws nothing, so it takes no top_p"):
         searched.but(beams=2, top_p=0.9)
+    assert searched.but(length_penalty=1.0) == Generation(beams=4, length_penalty=1.0)
+    with pytest.raises(DlrunError, match="length_penalty: it is of beam search") as caught:
+        Generation().but(length_penalty=1.0)
+    assert caught.value.hint == "add --beams 4"
+    with pytest.raises(DlrunError, match="length_penalty: 11 is not between -10 and 10"):
+        searched.but(length_penalty=11)
 
 
 def test_the_order_of_the_batch_does_not_matter():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dlrun.commands import _prediction_files
 from dlrun.contracts import DataSpec, Goal, Outputs, WithFiles, WithPictures
 from dlrun.errors import DlrunError
 from dlrun.tasks import detection
@@ -187,9 +189,27 @@ def test_rows_of_unknown_truth_and_unnamed_classes_have_numbers():
 def test_the_index_lists_every_detection_as_coco_does():
     task, outputs = said()
     name, listed = task.index(["a", "b"], ["a.jpg", "b.jpg"], outputs)
-    assert name == "predictions.json" and len(listed) == 4
-    assert listed[1] == {"file_name": "a.jpg", "category": "ant", "bbox": [0.0, 0.0, 8.0, 6.0],
-                         "score": pytest.approx(0.2)}  # fmt: skip
+    assert name == "predictions.json" and len(listed["annotations"]) == 4
+    assert listed["images"][0] == {"id": 7, "file_name": "a.jpg", "height": 60, "width": 80}
+    assert listed["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}, {"id": 3, "name": "cat"}]
+    assert listed["annotations"][1] == {"id": 23, "image_id": 7, "category_id": 1, "bbox": [0.0, 0.0, 8.0, 6.0],
+                                        "area": 48.0, "iscrowd": 0, "score": pytest.approx(0.2)}  # fmt: skip
+
+
+def test_the_index_of_several_chunks_is_one_file_that_pycocotools_reads(tmp_path):
+    coco_module = pytest.importorskip("pycocotools.coco")
+    task, outputs = said()
+    first, second = (
+        task.index(names, names, Outputs(outputs.ids - first, outputs.fields))[1]
+        for names, first in ((["a.jpg", "b.jpg"], 7), (["c.jpg", "d.jpg"], 5))
+    )
+    (tmp_path / "predictions.json").write_text(_prediction_files._json(_prediction_files._joined(first, second)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = coco_module.COCO(str(tmp_path / "predictions.json"))
+        found = coco.loadRes(coco.dataset["annotations"])
+    assert [coco.imgs[number]["file_name"] for number in sorted(coco.imgs)] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert [category["name"] for category in coco.dataset["categories"]] == list(LABELS)
+    assert len(coco.anns) == len(found.anns) == 8 and min(coco.anns) > 0  # 0 means none to its evaluation
 
 
 def test_pictures_show_the_truth_beside_what_was_found():

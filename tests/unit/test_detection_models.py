@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as trees
 
+from dlrun._exporting_agreement import Loaded
 from dlrun.contracts import DataSpec
+from dlrun.data._inputs import make_inputs
 from dlrun.errors import DlrunError
 from dlrun.models import _peaks, center, torchvision_detection
 from dlrun.models._torchvision_detector import Detector
@@ -379,6 +384,24 @@ def test_ssd300_says_that_small_images_are_too_small_for_it():
     with pytest.raises(DlrunError, match="ssd300 does not work on images of 64x96") as raised:
         torchvision_detection.build(spec(), detector="ssd300")
     assert raised.value.hint == "data.image_size=320"
+
+
+@pytest.mark.parametrize("name", ["ssdlite320", "faster_rcnn over mobilenet"])
+def test_a_graph_that_prepares_its_pixels_is_finished_on_prepared_ones(name):
+    torch.manual_seed(0)
+    model = torchvision_detection.build(spec(), **LIGHT[name]).eval()
+    form = model.exportable()
+    described = replace(spec(), assets={"kind": "image", "image_column": "image", "mean": [0.5] * 3, "std": [0.2] * 3})
+    inputs = make_inputs(described)
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    image = inputs.prepare({"image": pixels})["image"]
+    with torch.no_grad():
+        said = form(image)
+        source = SimpleNamespace(spec=described, inputs=inputs)
+        traced = SimpleNamespace(source=source, form=form, prepares=True, nesting=trees.tree_structure(said))
+        loaded = Loaded(traced, lambda given: trees.tree_leaves(form(inputs.prepare(given)["image"])))  # type: ignore[arg-type]
+        for mine, theirs in zip(loaded(pixels), model(image), strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def test_regression_metrics_equal_those_of_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     target = 100 + torch.randn(60, 3, generator=generator)
     prediction = target + torch.randn(60, 3, generator=generator)
-    metric = Regression(3, lambda predicted, wanted: (predicted - wanted) ** 2)
+    metric = Regression(["low", "price", "high"], lambda predicted, wanted: (predicted - wanted) ** 2)
     for rows in torch.arange(60).split(25):
         metric.update(Outputs(rows, {"prediction": prediction[rows], "target": target[rows]}))
     values = metric.compute()
@@ -184,19 +184,24 @@ def test_regression_metrics_equal_those_of_scikit_learn():
     assert values["loss"] == values["mse"]
     assert values["mae"] == pytest.approx(sk.mean_absolute_error(target, prediction), rel=1e-6)
     assert values["r2"] == pytest.approx(sk.r2_score(target, prediction), rel=1e-6)
+    assert values["mse_price"] == pytest.approx(sk.mean_squared_error(target[:, 1], prediction[:, 1]), rel=1e-6)
+    assert values["mae_high"] == pytest.approx(sk.mean_absolute_error(target[:, 2], prediction[:, 2]), rel=1e-6)
+    assert values["r2_low"] == pytest.approx(sk.r2_score(target[:, 0], prediction[:, 0]), rel=1e-6)
 
 
 def test_r2_of_a_target_that_never_varies_is_one_or_zero():
     def r2(error: float) -> float:
-        metric = Regression(1, lambda predicted, wanted: (predicted - wanted).abs())
+        metric = Regression(["price"], lambda predicted, wanted: (predicted - wanted).abs())
         target = torch.full((10, 1), 0.1)
         metric.update(Outputs(torch.arange(10), {"prediction": target + error, "target": target}))
-        return metric.compute()["r2"]
+        values = metric.compute()
+        assert values.keys() == {"loss", "mse", "rmse", "mae", "r2"}  # one target stands for itself
+        return values["r2"]
 
     assert r2(0.0) == 1 and r2(0.5) == 0
 
 
 def test_regression_without_targets_counts_nothing():
-    metric = Regression(2, lambda predicted, wanted: predicted)
+    metric = Regression(["low", "high"], lambda predicted, wanted: predicted)
     metric.update(Outputs(torch.arange(2), {"prediction": torch.zeros(2, 2)}))
     assert all(math.isnan(value) for value in metric.compute().values())

@@ -73,8 +73,8 @@ def drawn(num_images: int = 25, num_classes: int = 4, places: int = 8, seed: int
     return Outputs(torch.arange(num_images) + 3, fields)
 
 
-def by_pycocotools(given: Outputs, num_classes: int) -> tuple[dict[str, float], list[float]]:
-    """The same values, and ap50 of each class, counted by pycocotools from the same boxes."""
+def by_pycocotools(given: Outputs, num_classes: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The same values, and ap, ap50 and ap75 of each class, counted by pycocotools from the same boxes."""
     coco_module = pytest.importorskip("pycocotools.coco")
     evaluation = pytest.importorskip("pycocotools.cocoeval")
     truth, said = [], []
@@ -103,7 +103,9 @@ def by_pycocotools(given: Outputs, num_classes: int) -> tuple[dict[str, float], 
         run.summarize()
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "", "", "ar100")
     values = {name: float(value) for name, value in zip(names, run.stats, strict=False) if name}
-    return values, run.eval["precision"][0, :, :, 0, 2].mean(0).tolist()
+    precision = run.eval["precision"][..., 0, 2]
+    each = {"ap": precision.mean((0, 1)), "ap50": precision[0].mean(0), "ap75": precision[5].mean(0)}
+    return values, {name: value.tolist() for name, value in each.items()}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -113,8 +115,9 @@ def test_every_value_is_that_of_pycocotools(seed):
     metric.update(given)
     values, by_class = by_pycocotools(given, 4)
     assert metric.compute() == pytest.approx(values, abs=1e-6)
-    assert metric.tables()["ap50_by_class"] == pytest.approx(by_class, abs=1e-6)
-    assert len(set(by_class)) == 4, "classes that score alike could be swapped unseen"
+    for name, expected in by_class.items():
+        assert metric.tables()[f"{name}_by_class"] == pytest.approx(expected, abs=1e-6)
+    assert len(set(by_class["ap50"])) == 4, "classes that score alike could be swapped unseen"
 
 
 def test_a_hit_a_miss_and_a_hit_by_hand():
@@ -156,9 +159,14 @@ def test_a_crowd_is_neither_to_be_found_nor_a_mistake_to_find():
 
 def test_classes_keep_their_index():
     said = [(2, 0.9, SQUARE), (0, 0.8, ELSEWHERE)]
-    metric = AveragePrecision(4)
+    spec = DataSpec(("image",), "boxes", {"box_classes": 4}, {}, ("cat", "dog", "cow", "hen"))
+    (metric,) = detection.build(spec).metrics()
     metric.update(outputs([{"said": said, "truth": [(2, SQUARE), (1, ELSEWHERE)]}]))
-    assert metric.tables() == {"ap50_by_class": [None, 0.0, 1.0, None]}
+    tables = metric.tables()
+    first, *lines = tables.pop("signatures")
+    assert tables == {f"{name}_by_class": [None, 0.0, 1.0, None] for name in ("ap", "ap50", "ap75")}
+    assert first.startswith("AP over 2 of 4 classes (COCO's: at overlaps 0.5 to 0.95, at most 100 detections")
+    assert lines == [f"{name}: cat none, dog 0.000, cow 1.000, hen none" for name in ("ap", "ap50", "ap75")]
     assert metric.compute()["ap50"] == pytest.approx(0.5)
 
 
@@ -169,6 +177,7 @@ def test_boxes_of_unknown_truth_count_for_nothing():
     assert metric.rows().shape == (0, 9) and metric.rows().dtype == torch.float64
     assert all(math.isnan(value) for value in metric.compute().values())
     assert set(metric.compute()) == {"ap", "ap50", "ap75", "ar100"}
+    assert "signatures" not in metric.tables()
 
 
 def test_ranks_may_be_gathered_in_any_order():

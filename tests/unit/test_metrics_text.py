@@ -119,6 +119,14 @@ def test_the_signature_says_how_it_was_counted():
     assert metrics.Translation().tables() == {}
 
 
+def test_capitals_do_not_count_where_none_can_be_said_and_the_signature_says_so():
+    true = [["This Sentence is long enough to have FOUR of everything."]]
+    metric = updated(metrics.Translation(lowercase=True), outputs([true[0][0].lower()], true))
+    assert metric.compute() == pytest.approx({"bleu": 100, "chrf": 100})
+    assert all("|case:lc|" in line for line in metric.tables()["signatures"])
+    assert updated(metrics.Translation(), outputs([true[0][0].lower()], true)).compute()["bleu"] < 90
+
+
 def test_a_perfect_translation_has_100_and_outputs_without_texts_have_no_score():
     true = [["This sentence is long enough to have four of everything."]]
     assert updated(metrics.Translation(), outputs(true[0], true)).compute() == pytest.approx({"bleu": 100, "chrf": 100})

@@ -93,8 +93,9 @@ def test_sasrec_reads_no_more_than_it_has_places_for_and_nothing_of_nothing():
 
 
 def test_sasrec_needs_histories():
-    with pytest.raises(DlrunError, match="this task or model needs data with 'history'"):
+    with pytest.raises(DlrunError, match="this model reads what a user had before; this data has no histories") as said:
         sasrec.build(spec(history=0))
+    assert said.value.hint == "data.history=50"
 
 
 def test_matrix_factorisation_is_its_formula():
@@ -213,10 +214,12 @@ def test_ranks_and_recommendations_by_hand():
     outputs = task.outputs(said, batch)
     assert rank_of_first(outputs.fields["scores"]).tolist() == [1, 3]  # a tie counts against the model
     assert outputs.fields["rank"].tolist() == [2, 3]  # of b's tied, 3 and 4 are left: 5 and 1 were seen
-    values = {}
+    values, tables = {}, {}
     for metric in task.metrics():
         metric.update(outputs)
         values |= metric.compute()
+        tables |= metric.tables()
+    assert tables == {"signatures": ["hr_2, ndcg_2, hr_1, ndcg_1, mrr: of each item among itself and 2 sampled ones"]}
     assert values == {
         "mrr": pytest.approx((1 + 1 / 3) / 2), "hr_2": 0.5, "ndcg_2": 0.5, "hr_1": 0.5, "ndcg_1": 0.5,
         "mrr_all": pytest.approx((1 / 2 + 1 / 3) / 2), "hr_2_all": 0.5, "ndcg_2_all": pytest.approx(0.5 / math.log2(3)),
@@ -228,6 +231,10 @@ def test_ranks_and_recommendations_by_hand():
     assert list(rows[0]["items"]) == ["d", "a", "e"]
     assert rows[0]["items"]["d"] == pytest.approx(0.7)
     assert set(rows[1]["items"]) == {"b", "c", "d"}
+    fewer = task.recommending(1)
+    assert list(fewer.rows(fewer.outputs(said, new))[0]["items"]) == ["d"] and task.recommending(99).top_k == 5
+    with pytest.raises(DlrunError, match="--top-k: 0 is not at least 1"):
+        task.recommending(0)
 
 
 def test_a_user_who_has_seen_all_but_one_is_told_of_one():

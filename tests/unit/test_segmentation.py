@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -273,13 +274,27 @@ def measured(outputs: Outputs, num_classes: int = 3) -> Segmentation:
 def test_metrics_by_hand():
     metric = measured(told([[[0, 0, 1], [1, 1, 0]]], [[[0, 1, 1], [1, IGNORED, 0]]]))
     # Class 0: 2 right, 2 there, 3 said. Class 1: 2 right, 3 there, 2 said. Class 2: neither there nor said.
-    assert metric.tables() == {"confusion": [[2, 0, 0], [1, 2, 0], [0, 0, 0]], "iou": [2 / 3, 2 / 3, None]}
+    assert metric.tables() == {
+        "confusion": [[2, 0, 0], [1, 2, 0], [0, 0, 0]],
+        "iou": [2 / 3, 2 / 3, None],
+        "signatures": ["mean IoU over 2 of 3 classes at 3 x 2", "iou: 0 0.667, 1 0.667, 2 none"],
+    }
     found = metric.compute()
     assert found["mean_iou"] == pytest.approx(2 / 3)
     assert found["pixel_accuracy"] == pytest.approx(4 / 5)
     assert found["mean_class_accuracy"] == pytest.approx((1 + 2 / 3) / 2)
     sure, unsure = -math.log(1 / 1.002), -math.log(0.001 / 1.002)
     assert found["loss"] == pytest.approx((4 * sure + unsure) / 5, rel=1e-2)
+
+
+def test_the_task_says_its_classes_the_size_and_the_values_that_do_not_count():
+    spec = replace(SPEC, labels=("sky", "road", "mark"), assets=SPEC.assets | {"ignored": [11]})
+    (metric,) = segmentation.build(spec).metrics()
+    metric.update(told([[[0, 0, 1, 2], [1, 1, 0, 2]]], [[[0, 1, 1, 2], [1, IGNORED, 0, 2]]]))
+    assert metric.tables()["signatures"] == [
+        "mean IoU over 3 classes at 4 x 2, ignoring 11",
+        "iou: sky 0.667, road 0.667, mark 1.000",
+    ]
 
 
 def test_a_class_that_is_only_predicted_counts_as_missed():
@@ -332,6 +347,7 @@ def test_outputs_without_masks_count_for_nothing():
     metric = measured(told([[[0, 1]]]))
     assert all(math.isnan(value) for value in metric.compute().values())
     assert metric.tables()["iou"] == [None, None, None]
+    assert "signatures" not in metric.tables()
 
 
 def test_a_mask_with_an_unknown_class_is_refused():

@@ -108,6 +108,32 @@ def test_bad_rows_are_named_or_no_window_holds_them(tmp_path):
     assert ends == [4, 5, 6, 7, 8, *range(15, 39)]
 
 
+@pytest.mark.parametrize("named", [{}, {"columns": ["a", "b"]}])
+def test_a_word_in_a_column_of_numbers_is_a_bad_row_and_not_the_end_of_the_column(named, tmp_path):
+    values = [str(row) for row in range(40)]
+    values[10] = "bad"
+    path = table(tmp_path / "rows.csv", {"a": values, "b": list(range(40)), "word": ["x", "y"] * 20})
+    with pytest.raises(DlrunError, match=r"rows.csv, row 10: 'bad' in column 'a' is no number") as caught:
+        build(path, window=4, **named)
+    assert caught.value.code == Exit.DATA and "data.on_bad=skip" in caught.value.hint
+    dataset = build(path, window=4, on_bad="skip", valid_fraction=0.0, test_fraction=0.0, **named)
+    assert dataset.spec.assets["columns"] == ["a", "b"]
+    assert whole(dataset.splits["train"])["id"].tolist() == [*range(4, 10), *range(15, 40)]
+    guesses = ("columns: a, b (guessed; data.columns)", "not in a window: word (guessed; data.columns)")
+    assert dataset.notes[:2] == guesses if not named else not set(guesses) & set(dataset.notes)
+
+
+def test_no_window_holds_a_row_without_a_class(tmp_path):
+    states = ["up" if row % 2 else "down" for row in range(30)]
+    states[12] = ""
+    path = table(tmp_path / "rows.csv", {"a": list(range(30)), "state": states})
+    with pytest.raises(DlrunError, match=r"1 row has no label in column 'state' \(the first: row 12\)"):
+        build(path, target="state", window=3)
+    dataset = build(path, target="state", window=3, valid_fraction=0.0, test_fraction=0.0, on_bad="skip")
+    assert dataset.spec.labels == ("down", "up")
+    assert whole(dataset.splits["train"])["id"].tolist() == [*range(3, 13), *range(16, 31)]
+
+
 def test_settings_that_make_no_windows_are_refused(tmp_path):
     path = table(tmp_path / "rows.csv", {"a": list(range(30)), "b": list(range(30)), "word": ["x", "y"] * 15})
     for settings, says in (
@@ -215,14 +241,31 @@ def test_the_naive_forecast_is_the_last_season_and_mase_is_a_share_of_its_traini
     assert found["loss"] == pytest.approx(found["mae"], rel=1e-6)
 
 
-def test_the_linear_baseline_is_the_least_squares_forecast_of_the_training_windows(dataset):
+def test_the_linear_baseline_is_the_least_squares_forecast_of_the_changes_from_the_last_row(dataset):
     task, stored = forecasting.build(dataset.spec), whole(dataset.splits["train"])
     outputs = task.outputs(models(dataset.spec)["tcn"].eval(), dataset.inputs.prepare(stored))
-    inputs = np.c_[stored["series"].flatten(1).double().numpy(), np.ones(len(stored["id"]))]
-    future = stored["future"].flatten(1).double().numpy()
-    expected = inputs @ np.linalg.lstsq(inputs, future, rcond=None)[0]
-    np.testing.assert_allclose(outputs.fields["linear"].flatten(1).numpy(), expected, atol=2e-3)
+    series, future = stored["series"].double().numpy(), stored["future"].double().numpy()
+    last = series[:, -1:]
+    changes = np.c_[(series[:, :-1] - last).reshape(len(series), -1), np.ones(len(series))]
+    weights = np.linalg.lstsq(changes, (future - last).reshape(len(series), -1), rcond=None)[0]
+    expected = (changes @ weights).reshape(future.shape) + last
+    np.testing.assert_allclose(outputs.fields["linear"].numpy(), expected, atol=2e-3)
     assert BASELINE_FILE in dataset.spec.files
+
+
+def test_the_linear_baseline_goes_along_with_a_level_it_never_saw(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(400, 2)).cumsum(0)
+    made = build(table(tmp_path / "walk.csv", {"a": noise[:, 0].tolist(), "b": noise[:, 1].tolist()}),
+                 window=6, horizon=2, target_columns=["b"])  # fmt: skip
+    task, batch = forecasting.build(made.spec), whole(made.splits["test"])
+    higher = batch | {"series": batch["series"] + 1000}
+    with torch.no_grad():
+        low, high = (
+            task.outputs(linear_forecast.build(made.spec), made.inputs.prepare(given)).fields["linear"]
+            for given in (batch, higher)
+        )
+    torch.testing.assert_close(high - low, torch.full_like(low, 1000.0), rtol=1e-4, atol=1e-3)
 
 
 def test_a_line_is_foretold_exactly_by_the_linear_baseline(tmp_path):

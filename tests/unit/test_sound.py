@@ -13,6 +13,7 @@ from dlrun.data import tones
 from dlrun.data._resample import resampled
 from dlrun.data._sound_inputs import SoundInputs
 from dlrun.data._spectrogram import Spectrogram
+from dlrun.data._whisper_frames import WhisperFrames, frames_from
 from dlrun.errors import DlrunError
 from dlrun.randomness import Draws
 
@@ -102,6 +103,23 @@ def test_a_sound_shorter_than_a_window_has_one_frame():
 def test_settings_that_make_no_spectrum_are_refused(settings, says):
     with pytest.raises(DlrunError, match=says):
         Spectrogram.of_settings(*settings)
+
+
+@pytest.mark.parametrize(("bands", "length"), [(80, 16000), (128, 9111), (80, 7), (80, 0)])
+def test_frames_of_whisper_are_those_of_the_librarys_extractor(bands, length):
+    from transformers import WhisperFeatureExtractor
+
+    rng = np.random.default_rng(0)
+    sound = (0.3 * np.sin(np.arange(length) * 0.3) + rng.normal(0, 0.05, length)).astype(np.float32)
+    sound = sound if length else np.zeros(300, dtype=np.float32)
+    expected = WhisperFeatureExtractor(bands, chunk_length=2)(sound, sampling_rate=16000, return_tensors="pt")
+    made = frames_from(WhisperFrames(bands).to_json())
+    found = made(torch.from_numpy(sound)[None])
+    count = int(made.frames(torch.tensor(len(sound))))
+    assert found.shape == (1, count, bands)
+    torch.testing.assert_close(found[0], expected["input_features"][0, :, :count].T, atol=1e-4, rtol=1e-4)
+    behind = expected["input_features"][0, :, count:]
+    torch.testing.assert_close(behind, (found.max() - 2).clamp(min=-1.5).expand_as(behind), atol=1e-4, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,6 +183,26 @@ def test_regression_losses_are_means_over_targets_as_in_torch(loss, reference):
     metric.update(task.outputs(network, data))
     assert metric.compute()["loss"] == pytest.approx(found.sum.item() / 10, rel=1e-5)
     assert task.goal.metric in metric.compute()
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
+def test_several_targets_count_in_deviations_of_each_and_one_in_its_own_unit(loss):
+    several = replace(TABLE, assets={"target_std": [2.0, 3000.0]})
+    task, network, data = regression.build(several, loss=loss), model(2), table()
+    std, plain = torch.tensor([2.0, 3000.0]), regression.build(TABLE, loss=loss)
+    scaled = plain.loss(lambda features: network(features) / std, data | {"price": data["price"] / std})
+    torch.testing.assert_close(task.loss(network, data).sum, scaled.sum)
+    metric = task.metrics()[0]
+    metric.update(task.outputs(network, data))
+    found = metric.compute()
+    assert found["loss"] == pytest.approx(scaled.sum.item() / 10, rel=1e-5)
+    error = (network(data["features"]) - data["price"]).detach()
+    assert found["mae_high"] == pytest.approx(error[:, 1].abs().mean().item(), rel=1e-5)  # in its own unit
+    one = replace(TABLE, sizes={"targets": 1, "features": 4}, labels=("price",), assets={"target_std": [2.0]})
+    single = data | {"price": data["price"][:, :1]}
+    network = model(1)
+    bare = regression.build(replace(one, assets={}), loss=loss).loss(network, single)
+    assert torch.equal(regression.build(one, loss=loss).loss(network, single).sum, bare.sum)
 
 
 def test_huber_delta_is_where_errors_turn_absolute():

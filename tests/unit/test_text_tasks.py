@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +16,22 @@ from torch.nn import functional
 
 from dlrun import tokens
 from dlrun.augment import mask_tokens
-from dlrun.contracts import NO_TARGET, Batch, Dataset, DataSpec, Outputs, Thorough, unit
+from dlrun.contracts import (
+    NO_TARGET,
+    Batch,
+    Dataset,
+    DataSpec,
+    Outputs,
+    Thorough,
+    num_tokens,
+    processed,
+    unit,
+    unit_of_rate,
+)
 from dlrun.data import number_words
 from dlrun.decoding import Converses, Generates, Generation, ModelDecoder
 from dlrun.errors import DlrunError
+from dlrun.metrics.text import Translation
 from dlrun.randomness import Draws
 from dlrun.tasks import (
     _sequence,
@@ -123,6 +136,45 @@ def test_targets_are_counted_before_they_go_to_a_device():
     assert placed["targets"].device.type == "meta" and placed["num_targets"].tolist() == [3, 5, 0]
     assert language_model.build(LANGUAGE).count(placed) == 8
     assert "num_targets" not in placer(torch.device("cpu"), channels_last=False)(windows())
+
+
+def test_a_rate_on_texts_counts_every_token_read_whatever_the_loss_is_of():
+    classes = DataSpec(("tokens", "lengths"), "label", {"classes": 2, "vocabulary": V, "length": 4}, {})
+    batch = {"id": torch.arange(2), "tokens": torch.ones(2, 4, dtype=torch.int64), "lengths": torch.tensor([4, 3]),
+             "label": torch.tensor([0, 1])}  # fmt: skip
+    task = classification.build(classes)
+    assert (unit(task), unit_of_rate(task), processed(task, batch)) == ("samples", "tokens", 7)
+    answered = batch | {"targets": torch.tensor([[NO_TARGET, NO_TARGET, 1, 1], [NO_TARGET, 1, NO_TARGET, NO_TARGET]])}
+    assert processed(chat.build(LANGUAGE), answered) == 7
+    pair = answered | {"source": batch["tokens"], "source_lengths": torch.tensor([4, 4])}
+    assert processed(chat.build(LANGUAGE), pair) == 8 + 3
+    placed = placer(torch.device("meta"), channels_last=False)(batch)
+    assert placed["lengths"].device.type == "meta" and processed(task, placed) == 7
+    features = {"id": torch.arange(2), "features": torch.ones(2, 3), "num_tokens": torch.tensor([4, 3])}
+    on_features = classification.build(replace(classes, inputs=("features",)))
+    assert (unit_of_rate(on_features), processed(on_features, features)) == ("samples", 2)
+
+
+def test_a_vocabulary_of_small_letters_is_scored_without_regard_to_capitals():
+    for lower in (False, True):
+        made = tokens.Tokenizer.train("word", ["A cat"], size=50, lower=lower)
+        assert made.lowers == lower
+        spec = DataSpec(
+            (), "targets", {"target_vocabulary": V, "target_length": 4}, {}, files={tokens.FILE: made.to_json()}
+        )
+        said = Outputs(torch.arange(1), {"text": tokens.to_bytes(["a cat"]), "reference": tokens.to_bytes(["A cat"])})
+        scored = [
+            metric for metric in translation.build(spec, goal="bleu").metrics() if isinstance(metric, Translation)
+        ]
+        scored[0].update(said)
+        assert f"|case:{'lc' if lower else 'mixed'}|" in scored[0].tables()["signatures"][0]
+
+
+@pytest.mark.parametrize("kind", ["language", "chat", "translation", "classification"])
+def test_a_split_of_texts_counts_the_tokens_of_its_batches(kind):
+    split = numbers(kind).splits["train"]
+    counted_B = num_tokens(split.gather(torch.arange(len(split))))
+    assert counted_B is not None and split.num_tokens == int(counted_B.sum())  # type: ignore[attr-defined]
 
 
 def test_the_loss_is_float32_under_autocast():

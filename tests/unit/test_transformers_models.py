@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dlrun.decoding import Generation, ModelDecoder, generate, select
 from dlrun.errors import DlrunError, Exit
 from dlrun.models import pretrained
 from dlrun.models import transformers as front
+from dlrun.tokens import FILE, Tokenizer
 from dlrun.training import features
 from dlrun.training.batches import placer
 from dlrun.training.precision import Precision
@@ -470,6 +473,24 @@ def test_data_that_does_not_fit_a_folder_is_refused(tmp_path):
         pretrained.build(PAIRS, path=source)
 
 
+def test_a_vocabulary_that_the_weights_were_not_trained_with_is_refused(tmp_path):
+    saved(transformers.BertModel, config_of("bert"), tmp_path)
+    made = Tokenizer.train("word", ["the cat sat on the mat"], size=100)
+    spec = replace(CLASSES, sizes=CLASSES.sizes | {"vocabulary": made.size}, files={FILE: made.to_json()})
+    with pytest.raises(
+        DlrunError, match=r"know tokens by other numbers than this data's own vocabulary \(word\)"
+    ) as caught:
+        pretrained.build(spec, path=str(tmp_path))
+    assert caught.value.hint == f"data.tokenizer=pretrained data.pretrained={tmp_path}"
+    of_run = replace(spec, files=spec.files | {"architecture.json": (tmp_path / "config.json").read_bytes()})
+    pretrained.build(of_run, path=str(tmp_path))  # a run reads its own spec back
+    (tmp_path / FILE).write_bytes(made.to_json())
+    pretrained.build(spec, path=str(tmp_path))  # the folder's own vocabulary, of whatever kind
+    (tmp_path / FILE).write_bytes(Tokenizer.train("word", ["a dog"], size=100).to_json())
+    with pytest.raises(DlrunError, match="other numbers"):
+        pretrained.build(spec, path=str(tmp_path))
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -493,6 +514,11 @@ def test_what_cannot_be_is_refused(architecture, spec, settings, message):
     with pytest.raises(DlrunError) as caught:
         front.build(spec, architecture=architecture, **settings)
     assert message in str(caught.value)
+
+
+def test_torch_says_nothing_of_the_librarys_classes():
+    tiny("bert", CLASSES)
+    assert not logging.getLogger("torch.utils._pytree").isEnabledFor(logging.WARNING)
 
 
 def test_a_misspelt_option_gets_the_right_one():

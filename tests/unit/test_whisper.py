@@ -3,12 +3,15 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from dlrun.contracts import NO_TARGET, DataSpec, Exportable, FromLibrary, Pretrained, Publishable, Thorough, unit
 from dlrun.data import tones
+from dlrun.data._sound_inputs import SoundInputs
+from dlrun.data._whisper_frames import WhisperFrames
 from dlrun.decoding import Generates
 from dlrun.errors import DlrunError
 from dlrun.models import conformer, whisper
@@ -186,6 +189,28 @@ def test_of_a_folder_with_another_vocabulary_all_but_its_embeddings_is_taken(tmp
     assert set(result.missing) == {"network.proj_out.weight", "network.model.decoder.embed_tokens.weight"}
     assert model.network.proj_out.weight.shape == (SPELLED.size, 16)
     assert model.network.proj_out.weight is model.network.model.decoder.embed_tokens.weight
+
+
+def test_recordings_of_a_batch_are_heard_as_the_librarys_extractor_and_network_hear_them():
+    frames = WhisperFrames(8)
+    assets = {"audio_column": "audio", "spectrogram": frames.to_json(), "normalise": "training", "mean": [0.0] * 8,
+              "std": [1.0] * 8}  # fmt: skip
+    spec = DataSpec(SPEC.inputs, "targets", {**SPEC.sizes}, {}, assets=assets, files=SPEC.files)
+    model = model_of(spec, max_frames=100)
+    rng = np.random.default_rng(0)
+    sounds = [(rng.normal(0, 4000, length)).astype(np.int16) for length in (12000, 5000)]
+    audio = torch.zeros(2, 12000, dtype=torch.int16)
+    for row, sound in zip(audio, sounds, strict=True):
+        row[: len(sound)] = torch.from_numpy(sound)
+    batch = SoundInputs(spec).prepare({"audio": audio, "audio_lengths": torch.tensor([12000, 5000])})
+    tokens = torch.tensor([[0, 1, 2], [0, 3, 1]])
+    said = model(batch["spectrogram"], batch["frames"], tokens)
+    extractor = transformers.WhisperFeatureExtractor(8, chunk_length=1)
+    heard = extractor([sound / 32768 for sound in sounds], sampling_rate=16000, return_tensors="pt")
+    expected = model.network(heard["input_features"], decoder_input_ids=tokens).logits
+    torch.testing.assert_close(said, expected, atol=1e-4, rtol=1e-3)
+    first, _ = model.start(batch["spectrogram"], batch["frames"], tokens[:, 0])
+    torch.testing.assert_close(first, expected[:, 0], atol=1e-4, rtol=1e-3)
 
 
 # ---------------------------------------------------------------- made tones, and what is refused

@@ -11,19 +11,10 @@ import yaml
 from dlrun import runs
 from dlrun.commands import _reading as reading
 from dlrun.commands._terminal import number
+from dlrun.contracts import hub_kind
 from dlrun.decoding import Generates
 from dlrun.errors import DlrunError
 
-_KINDS = {  # task -> what the Hugging Face hub calls it, by what goes in where that decides
-    "segmentation": "image-segmentation",
-    "detection": "object-detection",
-    "language_model": "text-generation",
-    "chat": "text-generation",
-    "masked_language_model": "fill-mask",
-    "translation": "translation",
-    "summarization": "summarization",
-    "ctc": "automatic-speech-recognition",
-}
 _BY_DATA = {"image": "image", "text": "text", "table": "tabular"}
 _FILES = {
     "onnx": "model.onnx",
@@ -73,7 +64,7 @@ def text(run: runs.Run, predictor: Any, facts: Mapping[str, Any]) -> str:
 def _header(
     run: runs.Run, predictor: Any, config: Mapping[str, Any], result: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> str:
-    kind, data = _kind(predictor, config), config.get("data", {})
+    kind, data = _kind(predictor), config.get("data", {})
     values = {name: value for name, value in (result.get("metrics") or {}).items() if _is_number(value)}
     splits = [split for split in ("test", "valid") if any(name.startswith(f"{split}/") for name in values)]
     dataset = str(data.get("path") if data.get("name") == "hub" else data.get("name", "unknown"))
@@ -101,12 +92,10 @@ def _header(
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
 
 
-def _kind(predictor: Any, config: Mapping[str, Any]) -> str:
-    task = config.get("task", {}).get("name", "")
-    given = _BY_DATA.get(str(predictor.spec.assets.get("kind")), "other")
-    if task in ("classification", "multilabel", "regression") and given != "other":
-        return f"{given}-{'regression' if task == 'regression' else 'classification'}"
-    return _KINDS.get(task, "other")
+def _kind(predictor: Any) -> str:
+    """What the hub calls it; "other" where that depends on what goes in, and it has no word for that."""
+    kind, given = hub_kind(predictor.task), _BY_DATA.get(str(predictor.spec.assets.get("kind")))
+    return kind if "{}" not in kind else kind.format(given) if given else "other"
 
 
 def _name(run: runs.Run, config: Mapping[str, Any]) -> str:
@@ -173,7 +162,10 @@ def _tensors(predictor: Any, facts: Mapping[str, Any]) -> Iterator[str]:
         said = "Inputs are to be prepared as spec.json of the run says (mean and deviation): that is not in the file."
     lines += ["", said]
     if not facts["finished"]:
-        lines += ["", "The outputs come before detections are chosen (peaks, or suppression by overlap)."]
+        lines += [
+            "",
+            "The outputs come before the model's answers are chosen from them (peaks, or suppression by overlap).",
+        ]
     if isinstance(predictor.task, Generates):
         lines += ["", _NO_SEARCH]
     if "opset" in facts:

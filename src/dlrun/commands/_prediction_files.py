@@ -92,16 +92,26 @@ def _joined(first: Any, second: Any) -> Any:
     """Two parts of a document as one: lists of objects (or of lists) one after the other, all else from the first."""
     if isinstance(first, dict):
         return {key: _joined(value, second[key]) for key, value in first.items()}
-    if isinstance(first, list) and all(isinstance(entry, (dict, list)) for entry in (*first, *second)):
+    if not isinstance(first, list) or not all(isinstance(entry, (dict, list)) for entry in (*first, *second)):
+        return first
+    is_numbered = all(isinstance(entry, dict) and "id" in entry for entry in second)
+    if not is_numbered or first[: len(second)] != second:  # else they are in every part, as categories are
         first.extend(second)  # in place: there may be millions
     return first
 
 
 def _json(document: Any) -> str:
-    """Indented JSON; of a list each entry on a line, as there may be a hundred of them for each picture."""
-    if not isinstance(document, list):
-        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in document) + "\n]\n"
+    """JSON with each entry of a list on a line of its own, as there may be a hundred of them for each picture."""
+    if isinstance(document, dict):
+        parts = (f"{json.dumps(key, ensure_ascii=False)}: {_lines(value)}" for key, value in document.items())
+        return "{\n" + ",\n".join(parts) + "\n}\n"
+    return _lines(document) + "\n"
+
+
+def _lines(value: Any) -> str:
+    if not isinstance(value, list) or not any(isinstance(entry, (dict, list)) for entry in value):
+        return json.dumps(value, ensure_ascii=False)
+    return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in value) + "\n]"
 
 
 def _disk_error(folder: Path, reason: str) -> DlrunError:

@@ -1,4 +1,4 @@
-"""What a run says to prompts: `dlrun predict RUN --prompt TEXT`."""
+"""What a run says to prompts (`dlrun predict RUN --prompt TEXT`), and what it could not read of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def said_to(predictor: TrainedModel, prompts: Sequence[str]) -> list[Row]:
         except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8 come as half surrogates
             raise DlrunError(f"{which} is not UTF-8", "check the encoding of your terminal") from error
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, predictor.generate(prompts), strict=True)]
+
+
+def losses(predictor: TrainedModel) -> list[str]:
+    """What of all that it was given so far the run's input pipeline did not read, a sentence each."""
+    from dlrun.contracts import WithNotes
+
+    return predictor.inputs.notes() if isinstance(predictor.inputs, WithNotes) else []
 
 
 def print_plainly(predictions: Sequence[Row]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun import runs
 from dlrun.commands import _reading as reading
+from dlrun.commands._prompts import losses
 from dlrun.commands._terminal import TerminalReporter
 from dlrun.errors import DlrunError, Exit
 
@@ -50,6 +51,7 @@ def chat(
             reporter.note(f"there is no command {line}; there are {', '.join(_COMMANDS)}")
         elif line:
             _say(conversation.answer(line), can_be_stopped=is_typed)
+            conversation.tell_losses()
     return int(Exit.OK)
 
 
@@ -72,7 +74,7 @@ class Conversation:
     """What was said so far, and its next answer. Raises: DlrunError for a run that holds no conversations."""
 
     def __init__(self, predictor: TrainedModel, system: str | None, reporter: Any) -> None:
-        self._predictor, self._reporter, self._was_told = predictor, reporter, False
+        self._predictor, self._reporter, self._was_told, self._told_losses = predictor, reporter, False, False
         self._start: list[Row] = [{"role": "system", "content": system}] if system and system.strip() else []
         self.messages: list[Row] = list(self._start)
         predictor.fitting([{"role": "user", "content": "?"}])  # refuses other runs before anything is typed
@@ -80,6 +82,13 @@ class Conversation:
     def reset(self) -> None:
         """Forget all but what the system says."""
         self.messages = list(self._start)
+
+    def tell_losses(self) -> None:
+        """Say once what of the conversation the model could not read."""
+        lines = [] if self._told_losses else losses(self._predictor)
+        for line in lines:
+            self._reporter.note(f"warning: {line}")
+        self._told_losses |= bool(lines)
 
     def answer(self, question: str) -> Generator[str, None, None]:
         """The answer in pieces; what was said of it when the generator is closed stays in the conversation."""

@@ -77,6 +77,8 @@ def _as_a_run(
     reporter: TerminalReporter,
 ) -> int:
     config = _changed(source, overrides, options)
+    if split == "test" and not any(text.lstrip("+").split("=")[0] in _HELD_OUT_BY for text in overrides):
+        config = _whole(config, check.read_plain(source.folder)["data"].get("path"), options)
     predictor = reading.load(source, options, reporter, device, config)
     predictions.require_split(predictor, split)  # data that cannot be read leaves no run behind
     for note in predictor.dataset.notes:
@@ -127,24 +129,44 @@ def _changed(source: runs.Run, overrides: Sequence[str], options: Options) -> Ru
     return config
 
 
+def _whole(config: RunConfig, own: str | None, options: Options) -> RunConfig:
+    """The config with other data than the run's own as the test split whole: none of its rows were trained on.
+
+    That is one table or one folder of class folders, where rows are held out at random. A series is split by time,
+    interactions by user, and other folders as they are laid out.
+    """
+    from dlrun.data._files import the_only_part
+
+    path = config.data.options.get("path")
+    settings = options.registry.component("data", config.data.name).settings
+    if not path or not {"splits", "valid_size"} <= settings.keys() or not Path(path).expanduser().exists():
+        return config
+    place = Path(path).expanduser().absolute()
+    is_own = own and place.resolve() == Path(own).expanduser().resolve()
+    is_read_alike = place.is_file() or config.data.name == "files"  # other components lay out folders in their own way
+    name = None if is_own or not is_read_alike else the_only_part(place)
+    if name is None:
+        return config
+    return replace(config, data=replace(config.data, options={**config.data.options, "splits": {"test": name}}))
+
+
 def _record(run: runs.Run, predictor: TrainedModel, split: str, scored: Scored) -> None:
-    """The new run's files: spec, metrics, figures, result."""
+    """The new run's files: spec, metrics, tables, figures, result."""
     from dlrun.commands import _figures
+    from dlrun.training.evaluate import write_tables
     from dlrun.training.metrics_log import MetricsLog
 
     predictor.spec.save(run.folder)
     log = MetricsLog(run.metrics_file)
     log.write(predictor.step, scored.metrics)
     log.close()
-    if "confusion" in scored.tables:
-        labels = list(predictor.spec.labels)
-        runs.write_json(run.folder / "confusion.json", {"labels": labels, "counts": scored.tables["confusion"]})
+    write_tables(run.folder, scored.tables, predictor.spec.labels)
     _figures.draw(run)
     runs.write_json(run.folder / "result.json", {**_result(predictor, split, scored), "step": predictor.step})
 
 
 def _result(predictor: TrainedModel, split: str, scored: Scored) -> dict[str, Any]:
-    from dlrun.contracts import unit
+    from dlrun.contracts import unit_of_rate
 
     goal = predictor.task.goal
     rate = scored.num_counted / scored.seconds if scored.seconds else None
@@ -153,7 +175,7 @@ def _result(predictor: TrainedModel, split: str, scored: Scored) -> dict[str, An
         "goal": {"name": goal.metric, "mode": goal.mode, "value": value, "split": split},
         "metrics": scored.metrics,
         "seconds": scored.seconds or 0.0,
-        "rate": {f"{unit(predictor.task)}_per_second": rate},
+        "rate": {f"{unit_of_rate(predictor.task)}_per_second": rate},
     } | {name: scored.tables[name] for name in ("signatures",) if name in scored.tables}
 
 
@@ -175,9 +197,19 @@ def _score(predictor: TrainedModel, split: str, folder: Path, reporter: Terminal
     reporter.note(
         f"run {predictor.run.short_id}, step {predictor.step}: {len(outputs.ids):,} examples of {split} {how}"
     )
-    counted = outputs.fields.get("num_targets")
-    num_counted = len(outputs.ids) if counted is None else int(counted.sum())
+    num_counted = _counted(predictor, split, outputs) if found.is_new else 0
     return Scored(values, tables, num_counted, found.seconds if found.is_new else None)
+
+
+def _counted(predictor: TrainedModel, split: str, outputs: Outputs) -> int:
+    """Tokens of texts, else targets or examples."""
+    from dlrun.contracts import WithTokens
+
+    rows = predictor.dataset.split(split)
+    if "tokens" in predictor.spec.inputs and isinstance(rows, WithTokens):
+        return rows.num_tokens
+    counted = outputs.fields.get("num_targets")
+    return len(outputs.ids) if counted is None else int(counted.sum())
 
 
 def measured(task: Task, outputs: Outputs, split: str) -> tuple[dict[str, float], dict[str, list]]:

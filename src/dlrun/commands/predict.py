@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun import runs
 from dlrun.commands import _reading as reading
 from dlrun.commands._prediction_files import PredictionFiles
-from dlrun.commands._prompts import print_plainly, said_to
+from dlrun.commands._prompts import losses, print_plainly, said_to
 from dlrun.commands._rows import Example, examples
 from dlrun.commands._terminal import TerminalReporter, number, print_json, result_console, table
 from dlrun.errors import DlrunError, Exit
@@ -64,6 +64,8 @@ def predict(
     else:
         given = itertools.islice(examples(inputs, predictor.spec), limit)
         predictions = list(_predictions(predictor, given, files, reporter))
+    for line in losses(predictor):
+        reporter.note(f"warning: {line}")
     if files is not None:
         files.finish()
         reporter.note(f"{files.count:,} files are in {out}")

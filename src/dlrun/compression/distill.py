@@ -63,7 +63,12 @@ class Distill:
     lr_scale: float
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
-        """The student, trained."""
+        """The student, trained. Raises: DlrunError for a model of boxes, which are chosen from what it says."""
+        if "box_classes" in tools.spec.sizes:
+            raise DlrunError(
+                "distill: a detector says which boxes it chose, not how sure it is of each class everywhere",
+                "there is no way to distil it yet; train the smaller model on the data itself: dlrun train model=NAME",
+            )
         reference = self.teacher or tools.source
         known: Any = tools.predictor(reference)
         members = list(getattr(known, "members", [known]))

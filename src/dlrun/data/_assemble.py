@@ -19,6 +19,7 @@ from dlrun.data._source import Source
 from dlrun.data._splits import HoldOut, divide
 from dlrun.data._statistics import given, measured
 from dlrun.data._survey import choose_decoder
+from dlrun.errors import DlrunError, Exit
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,21 @@ def portions(
 ) -> tuple[dict[str, Portion], list[str]]:
     """The rows of every split; those that were not given are made out of train.
 
-    sizes: rows of each given split.   labels: their class indices, to stratify by.
+    sizes: rows of each given split.   labels: their class indices, to stratify by; -1 of a row that is left out.
     """
-    parts = {name: Portion(name, np.arange(size)) for name, size in sizes.items()}
+    parts = {
+        name: Portion(name, np.flatnonzero(labels[name] >= 0) if labels else np.arange(size))
+        for name, size in sizes.items()
+    }
+    for name, part in parts.items():
+        if not len(part.rows):
+            raise DlrunError(f"data: no row of the {name} split has a label", "name another column: data.target=COLUMN",
+                             Exit.DATA)  # fmt: skip
     if "train" not in sizes:
         return parts, []
-    made, notes = divide(sizes["train"], labels["train"] if labels else None, set(sizes), hold_out)
-    return parts | {name: Portion("train", rows) for name, rows in made.items()}, notes
+    rows = parts["train"].rows
+    made, notes = divide(len(rows), labels["train"][rows] if labels else None, set(sizes), hold_out)
+    return parts | {name: Portion("train", rows[at]) for name, at in made.items()}, notes
 
 
 def finish(

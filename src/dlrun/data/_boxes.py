@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Annotations:
     boxes_M4: left, top, right, bottom in its pixels; nan where there are no four numbers.
     classes: names and, for each box, the index of its name (-1: of no known class, and `said` what was there instead).
     called: what an error calls each box.   sizes_N2: height and width as the file states them; 0 where it does not.
-    stray: what is wrong with boxes of no picture at all, by their place.
+    stray: what is wrong with boxes of no picture at all, by their place.   unusable: with all that is said of a row.
     """
 
     source: Source
@@ -42,6 +43,7 @@ class Annotations:
     sizes_N2: np.ndarray
     said: Mapping[int, str] = field(default_factory=dict)
     stray: Mapping[str, str] = field(default_factory=dict)
+    unusable: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class BoxTable:
     """Sound boxes, ordered by their pictures: those of picture n are starts_N1[n] to starts_N1[n + 1].
 
     The arrays end with one box more, which fills the places of pictures that have fewer than others.
+    bad_N: rows whose boxes are not known, and that are left out.
     """
 
     starts_N1: np.ndarray
@@ -56,6 +59,7 @@ class BoxTable:
     labels_M: np.ndarray
     crowd_M: np.ndarray
     sizes_N2: np.ndarray
+    bad_N: np.ndarray
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """Boxes of each of these pictures."""
@@ -70,6 +74,8 @@ def sound_boxes(given: Annotations, classes: Sequence[str], clip: bool, bad: Bad
     for place, reason in given.stray.items():
         bad.report(place, reason)
     cells = Cells(given.source, given.column)
+    for row, reason in given.unusable.items():
+        bad.report(cells.place(row), reason)
     sizes_N2 = _sizes(given, cells, bad)
     index = {name: place for place, name in enumerate(classes)}
     codes_K = np.array([*(index.get(name, -1) for name in given.classes.names), -1])
@@ -92,6 +98,7 @@ def sound_boxes(given: Annotations, classes: Sequence[str], clip: bool, bad: Bad
         np.append(labels_M[kept], -1),
         np.append(given.crowd_M[kept], False),
         np.maximum(sizes_N2, 1),
+        np.isin(np.arange(len(given.source)), list(given.unusable)),
     )
 
 
@@ -151,9 +158,10 @@ class Boxes:
     def read(self, rows: np.ndarray, bad: BadRows) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """As `Pictures`, and boxes [B, K, 4], box_labels [B, K], box_crowd [B, K].
 
-        A row is good if its picture could be read and is of the size that was stated.
+        A row is good if its picture could be read and is of the size that was stated, and its boxes are known.
         """
         fields, is_good = self.pictures.read(rows, bad)
+        is_good &= ~self.table.bad_N[rows]
         stated_B2 = self.table.sizes_N2[rows]
         for index in np.flatnonzero(is_good & (fields["size"] != stated_B2).any(1)).tolist():
             (height, width), (stated_height, stated_width) = fields["size"][index], stated_B2[index]
@@ -180,7 +188,21 @@ class Boxes:
         for array in (table.boxes_M4, table.labels_M, table.crowd_M):
             total.update(array[:-1][is_mine_M].tobytes())
         total.update(table.counts(rows).tobytes() + table.sizes_N2[rows].tobytes())
+        total.update(np.flatnonzero(table.bad_N[rows]).tobytes())
         return total.digest()
+
+
+def leave_out_empty(empty: Mapping[str, str], num_splits: int, on_bad: Literal["raise", "skip"]) -> list[str]:
+    """A sentence about each split that is left out as it lists no pictures. empty: the file of each that lists none.
+
+    Raises: DlrunError for train, where bad rows are refused, or where no split is left.
+    """
+    for split, file in empty.items():
+        if split == "train" or on_bad == "raise" or len(empty) == num_splits:
+            can_go = split != "train" and len(empty) < num_splits
+            hint = "leave such a split out: data.on_bad=skip" if can_go else ""
+            raise DlrunError(f"{file}: its list of images is empty", hint, Exit.DATA)
+    return [f"{split} is left out: the list of images of {file} is empty" for split, file in empty.items()]
 
 
 def choose_classes(found: Mapping[str, Annotations], known: Sequence[str] | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from dlrun.data._ragged import Ragged, RaggedSplit
 from dlrun.data._splits import HoldOut
 from dlrun.data._text_inputs import TextInputs
 from dlrun.data._text_rows import TextRows, fingerprint, take
-from dlrun.data._vocabulary import Limit, Vocabulary
+from dlrun.data._vocabulary import Found, Limit, Vocabulary
 from dlrun.tokens import FILE, Tokenizer
 
 
@@ -51,19 +52,20 @@ def assemble(
     parts, made = portions({name: len(rows) for name, rows in given.items()}, one or None, settings.hold_out)
     if known is None and one:
         made += check_classes(one["train"][parts["train"].rows], classes, given["train"].name, target)
-    tokenizer, said = settings.vocabulary.find(
+    found = settings.vocabulary.find(
         lambda: (texts[row] for texts in given["train"].texts.values() for row in parts["train"].rows), tools
     )
-    whole, cut = _encoded(given, tokenizer, settings.limit)
-    spec = known or _spec(tokenizer, classes, columns, settings.limit, is_multi=not one)
-    said = (*notes, *made, *said, *cut, *settings.bad.notes())
+    whole, cut = _encoded(given, found, settings.limit)
+    spec = known or _spec(found.tokenizer, classes, columns, settings.limit, is_multi=not one)
+    said = (*notes, *made, *found.notes, *cut, *settings.bad.notes())
     return Dataset(spec, take(whole, parts), TextInputs(spec), said, fingerprint(given, parts))
 
 
 def _encoded(
-    given: Mapping[str, TextRows], tokenizer: Tokenizer, limit: Limit
+    given: Mapping[str, TextRows], vocabulary: Found, limit: Limit
 ) -> tuple[dict[str, RaggedSplit], list[str]]:
-    """The rows of each given split, and a sentence if some were cut."""
+    """The rows of each given split, and a sentence if some were cut, or are unknown."""
+    tokenizer = vocabulary.tokenizer
     ids = {name: [tokenizer.encode_batch(texts) for texts in rows.texts.values()] for name, rows in given.items()}
     is_pair = len(next(iter(ids.values()))) > 1
     added = tokenizer.frames[is_pair].num_tokens
@@ -72,6 +74,7 @@ def _encoded(
         for name, columns in ids.items()
     }
     notes = limit.check(given, lengths, "text")
+    notes += vocabulary.unknown({name: chain.from_iterable(columns) for name, columns in ids.items()})
     found = {}
     for name, rows in given.items():
         tokens = Ragged.of([tokenizer.framed(*row, most=limit.most) for row in zip(*ids[name], strict=True)])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from dlrun.data._boxes import Annotations
+from dlrun.data._boxes import Annotations, leave_out_empty
 from dlrun.data._files import check_split_names, inner_word, meaning
 from dlrun.data._labels import Coded
 from dlrun.data._source import Source
@@ -70,11 +70,30 @@ def _guessed(files: list[str]) -> dict[str, str]:
     return {split: chosen[split] for split in ("train", "valid", "test") if split in chosen}
 
 
-def read_split(
-    tree: Folder | Archive, name: str, split: str, images: str | Mapping[str, str] | None
+def read_splits(
+    tree: Folder | Archive,
+    chosen: Mapping[str, str],
+    images: str | Mapping[str, str] | None,
+    on_bad: Literal["raise", "skip"],
+) -> tuple[dict[str, Annotations], list[str]]:
+    """The boxes of each split's json file, and sentences about what was guessed or left out.
+
+    Raises: DlrunError naming what is wrong.
+    """
+    contents = {split: _content(tree, name) for split, name in chosen.items()}
+    empty = {split: chosen[split] for split, content in contents.items() if not content["images"]}
+    notes = leave_out_empty(empty, len(chosen), on_bad)
+    found = {}
+    for split in [split for split in chosen if split not in empty]:
+        found[split], remarks = _read_split(tree, chosen[split], contents[split], split, images)
+        notes += remarks
+    return found, list(dict.fromkeys(notes))
+
+
+def _read_split(
+    tree: Folder | Archive, name: str, content: dict[str, Any], split: str, images: str | Mapping[str, str] | None
 ) -> tuple[Annotations, list[str]]:
-    """The boxes of a json file, and a sentence about where its pictures are. Raises DlrunError naming what is wrong."""
-    content = _content(tree, name)
+    """The boxes of a json file, and a sentence about where its pictures are."""
     files = [_file_name(name, index, image) for index, image in enumerate(content["images"])]
     wanted = str((images.get(split) if isinstance(images, Mapping) else images) or "")
     place = Path(wanted).expanduser()
@@ -97,9 +116,17 @@ def _content(tree: Folder | Archive, name: str) -> dict[str, Any]:
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DlrunError(f"{name} is not in COCO's format: it has no list '{part}'", code=Exit.DATA)
-    if not content["images"]:
-        raise DlrunError(f"{name}: its list of images is empty", code=Exit.DATA)
+    for part in ("images", "categories"):
+        for index, entry in enumerate(content[part]):
+            if not _is_id(entry.get("id")):
+                what = "image" if part == "images" else "category"
+                raise DlrunError(f"{name}, {what} {index}: its id is a list or an object", code=Exit.DATA)
     return content
+
+
+def _is_id(given: object) -> bool:
+    """Whether it can name something: no list, and no object."""
+    return not isinstance(given, (list, dict))
 
 
 def _file_name(name: str, index: int, image: dict) -> str:
@@ -148,7 +175,7 @@ def _annotations(source: Source, content: dict[str, Any]) -> Annotations:
     row_of = {image_id: row for row, image_id in enumerate(ids)}
     if len(row_of) < len(ids):
         raise DlrunError(f"{source.name}: two images have the same id", code=Exit.DATA)
-    categories = sorted(_categories(content), key=lambda category: _number(category.get("id"), -1))
+    categories = sorted(_categories(content), key=lambda category: _whole(category.get("id"), -1))
     names = tuple(str(category.get("name")) for category in categories)
     if len(set(names)) < len(names):
         raise DlrunError(f"{source.name}: two categories have the same name", code=Exit.DATA)
@@ -157,19 +184,20 @@ def _annotations(source: Source, content: dict[str, Any]) -> Annotations:
     said, stray = {}, {}
     for index, annotation in enumerate(content["annotations"]):
         what = f"annotation {annotation.get('id', index)}"
-        row = row_of.get(annotation.get("image_id"))
+        image, category = annotation.get("image_id"), annotation.get("category_id")
+        row = row_of.get(image) if _is_id(image) else None
         if row is None:
-            stray[f"{source.name}, {what}"] = f"image {annotation.get('image_id')!r} is not in the list of images"
+            stray[f"{source.name}, {what}"] = f"image {image!r} is not in the list of images"
             continue
-        code = code_of.get(annotation.get("category_id"), -1)
+        code = code_of.get(category, -1) if _is_id(category) else -1
         if code < 0:
-            said[len(codes)] = f"category {annotation.get('category_id')}"
+            said[len(codes)] = f"category {category}"
         rows.append(row)
         boxes.append(_corners(annotation.get("bbox")))
         codes.append(code)
         crowd.append(bool(annotation.get("iscrowd")))
         called.append(what)
-    sizes = [[_number(image.get("height"), 0), _number(image.get("width"), 0)] for image in content["images"]]
+    sizes = [[_pixels(image.get("height")), _pixels(image.get("width"))] for image in content["images"]]
     return Annotations(
         source,
         "image",
@@ -186,11 +214,13 @@ def _annotations(source: Source, content: dict[str, Any]) -> Annotations:
 
 def _categories(content: dict[str, Any]) -> list[dict]:
     """The categories, without one that only heads all others and has no box, as exporters put there."""
-    categories, used = content["categories"], {each.get("category_id") for each in content["annotations"]}
+    categories = content["categories"]
+    used = {each.get("category_id") for each in content["annotations"] if _is_id(each.get("category_id"))}
 
     def is_heading(category: dict) -> bool:
         others = [other.get("supercategory") for other in categories if other is not category]
-        return bool(others) and set(others) == {category.get("name")} and category.get("id") not in used
+        heads = bool(others) and all(above == category.get("name") for above in others)
+        return heads and category.get("id") not in used
 
     return [category for category in categories if not is_heading(category)]
 
@@ -199,9 +229,17 @@ def _corners(given: object) -> list[float]:
     """Left, top, right, bottom of left, top, width, height; nan if it is not four numbers."""
     if not isinstance(given, list) or len(given) != 4 or not all(type(value) in (int, float) for value in given):
         return [float("nan")] * 4
-    left, top, width, height = given
+    try:
+        left, top, width, height = map(float, given)
+    except OverflowError:
+        return [float("nan")] * 4
     return [left, top, left + width, top + height]
 
 
-def _number(given: object, otherwise: int) -> int:
+def _whole(given: object, otherwise: int) -> int:
     return given if type(given) is int else otherwise
+
+
+def _pixels(given: object) -> int:
+    """A size; 0 where there is none that a picture may have."""
+    return given if type(given) is int and 0 < given < 1 << 31 else 0

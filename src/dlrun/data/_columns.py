@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from dlrun.data._images import SUFFIXES
+from dlrun.data._mixed_cells import MOSTLY, is_text, read_numbers, share_of_numbers
 from dlrun.data._source import Source
 from dlrun.errors import DlrunError, did_you_mean
 
@@ -89,14 +90,17 @@ def _is_number(source: Source, targets: tuple[str, ...], wanted: Wanted) -> tupl
 
 
 def check(source: Source, columns: Columns) -> None:
-    """Raises DlrunError if a column is not there, or a feature or a number to predict is not a number."""
+    """Raises DlrunError if a column is not there, or one of features or of numbers to predict holds none.
+
+    Single cells that are no numbers make bad rows.
+    """
     settings = [*(("target", name) for name in columns.targets), *(("columns", name) for name in columns.features)]
     settings += [("image", columns.image)] if columns.image else []
     for setting, name in settings:
         require(source, setting, name)
     if both := [name for name in columns.targets if name in columns.features]:
         raise DlrunError(f"data.columns: '{both[0]}' is the target, and cannot be a feature too")
-    if columns.is_number and (words := [name for name in columns.targets if not _is_numeric(source, name)]):
+    if columns.is_number and (words := [name for name in columns.targets if not _has_numbers(source, name)]):
         raise DlrunError(f"data.target: {source.name}: not numbers: {_listed(words)}", "name columns of numbers")
     if words := [name for name in columns.features if not _is_numeric(source, name)]:
         numbers = [name for name in source.columns if name not in columns.targets and _is_numeric(source, name)]
@@ -172,25 +176,41 @@ def _guess_features(source: Source, targets: tuple[str, ...]) -> tuple[str, ...]
 
 
 def _holds_fractions(source: Source, name: str) -> bool:
-    """Whether a column has a finite number that is not whole."""
+    """Whether a column of numbers, perhaps but for a few words, has a finite one that is not whole."""
     import pyarrow.compute as pc
     import pyarrow.types as types
 
     cells = source.table.column(name)
     if types.is_decimal(cells.type):
         cells = pc.cast(cells, "float64", safe=False)
-    if not types.is_floating(cells.type):
+    if is_text(cells.type) and _is_numeric(source, name):
+        values = read_numbers(cells, frozenset()).values
+    elif types.is_floating(cells.type):
+        values = cells.drop_null().to_numpy()
+    else:
         return False
-    values = cells.drop_null().to_numpy()
     return bool((values[np.isfinite(values)] % 1).any())
 
 
 def _is_numeric(source: Source, name: str) -> bool:
+    """Whether a column is of numbers, or of words of which most are."""
+    return _share_of_numbers(source, name) >= MOSTLY
+
+
+def _has_numbers(source: Source, name: str) -> bool:
+    return _share_of_numbers(source, name) > 0
+
+
+def _share_of_numbers(source: Source, name: str) -> float:
+    """0 of a column that declares classes, and of a type that is neither numbers nor words."""
     import pyarrow.types as types
 
-    kind = source.table.column(name).type
+    cells = source.table.column(name)
+    kind = cells.type
+    if is_text(kind):
+        return share_of_numbers(cells, frozenset())
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
-    return number and name not in source.class_names
+    return float(number and name not in source.class_names)
 
 
 def _listed(names: list[str] | tuple[str, ...], most: int = 12) -> str:

@@ -23,6 +23,7 @@ _ROLES: dict[str, Role] = {
     "tool": "user", "function": "user", "observation": "user",  # what the tool answers
 }  # fmt: skip
 _BY_KEYS = (("role", "content"), ("from", "value"))
+_ALL = 1 << 60  # more tokens than any conversation has
 
 
 class Turn(NamedTuple):
@@ -103,12 +104,12 @@ def joined(turns: Sequence[Turn], laid: Sequence[Laid], beginning: int, most: in
     return Laid(*(np.concatenate(columns)[:most] for columns in zip(*parts, strict=True)))
 
 
-def prompt_tokens(turns: Sequence[Turn], tokenizer: Tokenizer, most: int) -> np.ndarray:
+def prompt_tokens(turns: Sequence[Turn], tokenizer: Tokenizer, most: int = _ALL) -> np.ndarray:
     """int32 [T]: the conversation so far and the marker after which the assistant answers; the end is what stays."""
     marker = tokenizer.marker("assistant")
     room = max(1, most - len(marker))
     laid = lay_out(turns, tokenizer)
-    whole = joined(turns, laid, tokenizer.beginning, most=1 << 60).ids_T
+    whole = joined(turns, laid, tokenizer.beginning, most=_ALL).ids_T
     if len(whole) > room:
         fitting = joined(turns, laid, tokenizer.beginning, most=room).ids_T
         whole = fitting if len(fitting) < room else np.concatenate([whole[:1], whole[len(whole) - room + 1 :]])

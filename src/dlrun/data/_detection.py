@@ -12,12 +12,26 @@ from dlrun.data._assemble import Parts, Settings, finish, portions
 from dlrun.data._bad import BadRows
 from dlrun.data._boxes import Annotations, Boxes, BoxTable, choose_classes, sound_boxes
 from dlrun.data._cells import Cells
+from dlrun.data._hub import may_be_name
 from dlrun.data._pictures import Pictures
+from dlrun.data._tree import Archive, Folder, open_tree
+from dlrun.errors import DlrunError
 
 
 def bad_boxes(on_bad: Literal["raise", "skip"], max_bad: int) -> BadRows:
     """The budget of rows and boxes that cannot be used."""
     return BadRows(on_bad, max_bad, ("row or box", "rows or boxes"))
+
+
+def open_boxes(path: str) -> Folder | Archive:
+    """The folder or zip file a user named. Raises DlrunError that says what is there instead."""
+    try:
+        return open_tree(path)
+    except DlrunError as error:
+        if not may_be_name(path):
+            raise
+        hint = f"{error.hint}; data sets of the hub are read by data=objects: data=objects data.path={path}"
+        raise DlrunError(error.message, hint, error.code) from error
 
 
 def assemble_boxes(

@@ -16,7 +16,7 @@ from dlrun.data._ragged import Ragged, RaggedSplit
 from dlrun.data._splits import HoldOut
 from dlrun.data._text_inputs import TextInputs
 from dlrun.data._text_rows import TextRows, fingerprint, take
-from dlrun.data._vocabulary import Limit, Vocabulary
+from dlrun.data._vocabulary import Found, Limit, Vocabulary
 from dlrun.tokens import FILE, Tokenizer
 
 _BETWEEN = "\x1e"  # of turns, in what is hashed
@@ -51,10 +51,11 @@ def assemble(given: Mapping[str, Dialogues], settings: Settings, tools: Tools, n
     """The Dataset of conversations. notes: what was said so far."""
     known, rows = spec_of(tools), {name: each.rows for name, each in given.items()}
     parts, made = portions({name: len(each) for name, each in rows.items()}, None, settings.hold_out)
-    tokenizer, said = settings.vocabulary.find(
+    found = settings.vocabulary.find(
         lambda: (turn.text for row in parts["train"].rows for turn in given["train"].turns[row]), tools
     )
-    laid, cut = _laid_out(given, rows, tokenizer, settings.limit)
+    tokenizer = found.tokenizer
+    laid, cut = _laid_out(given, rows, found, settings.limit)
     parts = {name: part._replace(rows=_answered(part, laid, rows, settings)) for name, part in parts.items()}
     whole = {name: _split(rows[name].rows_N, each) for name, each in laid.items()}
     context = settings.limit.most
@@ -73,20 +74,24 @@ def assemble(given: Mapping[str, Dialogues], settings: Settings, tools: Tools, n
         },
         {FILE: tokenizer.to_json()},
     )
-    said = (*notes, *made, *said, *cut, *settings.bad.notes())
+    said = (*notes, *made, *found.notes, *cut, *settings.bad.notes())
     return Dataset(spec, take(whole, parts), TextInputs(spec), said, fingerprint(rows, parts))
 
 
 def _laid_out(
-    given: Mapping[str, Dialogues], rows: Mapping[str, TextRows], tokenizer: Tokenizer, limit: Limit
+    given: Mapping[str, Dialogues], rows: Mapping[str, TextRows], vocabulary: Found, limit: Limit
 ) -> tuple[dict[str, list[Laid]], list[str]]:
-    """The tokens of every conversation, and a sentence if some were cut."""
+    """The tokens of every conversation, and a sentence if some were cut, or are unknown."""
+    tokenizer = vocabulary.tokenizer
     laid = {name: _each_turn(each.turns, tokenizer) for name, each in given.items()}
     lengths = {
         name: np.array([sum(len(turn.ids_T) for turn in turns) for turns in each], dtype=np.int64)
         for name, each in laid.items()
     }
     notes = limit.check(rows, lengths, "conversation")
+    notes += vocabulary.unknown({
+        name: [turn.ids_T for turns in each for turn in turns] for name, each in laid.items()
+    })  # fmt: skip
     most = limit.most + 1  # the last token is said, not read
     return {
         name: [

@@ -45,19 +45,34 @@ class Part(NamedTuple):
 
 
 def find(path: str, splits: Mapping[str, str] | None) -> tuple[dict[str, Part], list[str]]:
-    """The part of each given split, and a sentence for what was guessed. Raises DlrunError that says what is there."""
+    """The part of each given split, and a sentence for what was guessed. Raises DlrunError that says what is there.
+
+    splits: of one file, its own name as the one split that it is.
+    """
     splits = {split: wanted for split, wanted in (splits or {}).items() if wanted}
     place = existing(path)
     if place.is_file():
-        if splits:
+        if splits and list(splits.values()) != [place.name]:
             raise DlrunError(
                 f"data.splits goes with a folder; data.path={path} is one file", f"use data.path={place.parent}"
             )
-        return {"train": Part(_kind(place), (place,))}, []
+        check_split_names(splits)
+        return {next(iter(splits), "train"): Part(_kind(place), (place,))}, []
     parts = _parts(place)
     if splits:
         return _named(place, parts, splits), []
     return _guessed(place, parts)
+
+
+def the_only_part(place: Path) -> str | None:
+    """What `data.splits` calls the rows of one table, or of one folder of class folders; None for anything else."""
+    if place.is_file():
+        return place.name if is_table(place) else None
+    try:
+        parts = _parts(place)
+    except DlrunError:  # for the component to say
+        return None
+    return "train" if parts == {"train": Part("pictures", (place,))} else None
 
 
 def existing(path: str) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dlrun.contracts import Batch
 from dlrun.data._bad import BadRows
 from dlrun.data._images import strictly
+from dlrun.errors import DlrunError, Exit
 from dlrun.machine import free_memory_bytes
 
 # Of the memory that is free, what the decoded rows may take; the rest is the model's and the system's.
@@ -47,22 +48,20 @@ class MemorySplit:
     """Rows of tensors that other splits may share.
 
     fields: "id" and the others, their first dimension the rows held.
-    at_N: which of these rows are the split's, in order (None: all).   is_good: which could be read (None: all).
+    at_N: which of these rows are the split's, in order (None: all).
     """
 
     in_memory = True
 
-    def __init__(self, fields: dict[str, Tensor], at_N: Tensor | None = None, is_good: Tensor | None = None) -> None:
-        self.fields, self.at_N, self.is_good = fields, at_N, is_good
+    def __init__(self, fields: dict[str, Tensor], at_N: Tensor | None = None) -> None:
+        self.fields, self.at_N = fields, at_N
 
     def __len__(self) -> int:
         return len(self.fields["id"]) if self.at_N is None else len(self.at_N)
 
     def gather(self, rows_B: Tensor) -> Batch:
-        """The fields of these rows of the split; rows skipped as bad are left out."""
+        """The fields of these rows of the split."""
         at_B = rows_B if self.at_N is None else self.at_N[rows_B]
-        if self.is_good is not None:
-            at_B = at_B[self.is_good[at_B]]
         return {name: field.index_select(0, at_B) for name, field in self.fields.items()}
 
 
@@ -87,17 +86,23 @@ class StreamSplit:
 
 
 def hold(readers: Sequence[Reader], parts: Mapping[str, np.ndarray], bad: BadRows) -> dict[str, MemorySplit]:
-    """In-memory splits of one source. parts: each split's row numbers."""
+    """In-memory splits of one source, without the rows that are skipped as bad. parts: each split's row numbers.
+
+    Raises: DlrunError (code DATA) where that leaves a split without rows.
+    """
     rows = np.unique(np.concatenate(list(parts.values())))
     with strictly():
         arrays, is_good = _read_whole(readers, rows, bad)
     fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    good = None if is_good.all() else torch.from_numpy(is_good)
 
-    def at(part: np.ndarray) -> Tensor | None:
-        return None if len(part) == len(rows) else torch.from_numpy(np.searchsorted(rows, part))
+    def held(name: str, part: np.ndarray) -> MemorySplit:
+        at = np.searchsorted(rows, part)
+        kept = at[is_good[at]]
+        if len(part) and not len(kept):
+            raise DlrunError(f"data: {name} has no rows; {'; '.join(bad.notes())}", "mend the data", Exit.DATA)
+        return MemorySplit(fields, None if len(kept) == len(rows) else torch.from_numpy(kept))
 
-    return {name: MemorySplit(fields, at(part), good) for name, part in parts.items()}
+    return {name: held(name, part) for name, part in parts.items()}
 
 
 def stream(readers: Sequence[Reader], parts: Mapping[str, np.ndarray], bad: BadRows) -> dict[str, StreamSplit]:

@@ -26,6 +26,11 @@ def hub_sources(
     return {split: from_dataset(found[name], f"{path} {name}") for split, name in chosen.items()}, remarks + notes
 
 
+def may_be_name(path: str) -> bool:
+    """Whether a path is none that is here, and could be ORG/NAME on the hub."""
+    return "/" in path and _NAME.fullmatch(path) is not None and not Path(path).exists()
+
+
 def any_sources(
     path: str, config: str | None, revision: str | None, splits: Mapping[str, str] | None, needs_train: bool
 ) -> tuple[dict[str, Source], list[str]]:

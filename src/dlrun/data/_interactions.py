@@ -9,15 +9,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dlrun.data._bad import BadRows
 from dlrun.data._columns import require
 from dlrun.data._files import existing
-from dlrun.data._mixed_cells import Words, read_numbers, read_words
+from dlrun.data._mixed_cells import Numbers, Words, read_numbers, read_words
 from dlrun.data._source import Source
+from dlrun.data._texts import table_sources
 from dlrun.errors import DlrunError, Exit
 
 _PLAIN = (".txt", ".dat", ".data", ".inter", ".edges")
@@ -27,7 +28,7 @@ _USUAL = {
     "item": ("item", "item_id", "itemid", "iid", "movie", "movieid", "movie_id", "product", "product_id", "asin",
              "book", "book_id", "parent_asin"),
     "rating": ("rating", "ratings", "score", "stars", "overall"),
-    "time": ("time", "timestamp", "date", "datetime", "unixreviewtime"),
+    "time": ("time", "timestamp", "ts", "date", "datetime", "unixreviewtime"),
 }  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class Interactions:
 
     users, items: words and their places.   ratings, times: float64 [N], or None where there are none.
     is_good: bool [N], what could be read.   columns: further columns, for features.   name: what errors call it.
+    keys: what the columns of users and of items are called.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Interactions:
     times: np.ndarray | None
     is_good: np.ndarray
     columns: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, str] = ("user", "item")
 
     def place(self, row: int) -> str:
         """Where a row is, for an error; rows count from 0."""
@@ -64,41 +67,61 @@ class Wanted:
     item_features: tuple[str, ...] = ()
 
 
-def read_interactions(path: str, wanted: Wanted, needs_rating: bool, bad: BadRows) -> tuple[Interactions, list[str]]:
-    """The rows of one file, and sentences for what was guessed; a row without user, item or rating is a bad one."""
-    place = existing(path)
-    is_plain = place.is_file() and Path(place.name.lower().removesuffix(".gz")).suffix in _PLAIN
-    source = _plain(place, bad) if is_plain else _table(path)
+def interactions_source(
+    path: str, config: str | None, revision: str | None, splits: Mapping[str, str] | None, bad: BadRows
+) -> tuple[Source, list[str]]:
+    """The rows of a plain file, of a table, or of a hub data set, and a sentence for what was guessed."""
+    place = Path(path).expanduser()
+    if Path(place.name.lower().removesuffix(".gz")).suffix in _PLAIN and not place.is_dir():
+        return _plain(existing(path), bad), []
+    sources, notes = table_sources(path, config, revision, splits, needs_train=False)
+    if len(sources) != 1:
+        raise DlrunError(
+            f"data.path: {path} holds {' and '.join(sources)}; ratings are one table, and are split here",
+            "data.path=FILE, or the one to take: data.splits.train=NAME",
+        )
+    return next(iter(sources.values())), notes
+
+
+def read_interactions(
+    source: Source, wanted: Wanted, ratings_are: Literal["unused", "compared", "predicted"], bad: BadRows
+) -> tuple[Interactions, list[str]]:
+    """The rows of a source, and sentences for what was guessed; one without user, item or time is a bad row.
+
+    ratings_are: compared (with data.min_rating): a cell that is no number makes a bad row; predicted: an empty one too.
+    """
     named, notes = _columns(source, wanted)
-    if needs_rating and "rating" not in named:
+    if ratings_are != "unused" and "rating" not in named:
         raise DlrunError(f"data.rating: {source.name} has no column of ratings", "data.rating=COLUMN")
     column = source.table.column
     users, items = (read_words(column(named[role]), frozenset()) for role in ("user", "item"))
-    ratings = _ratings(column(named["rating"])) if "rating" in named else None
-    times = _times(source, named["time"]) if "time" in named else None
+    ratings = read_numbers(column(named["rating"]), frozenset()) if "rating" in named else None
+    times = _times(column(named["time"])) if "time" in named else None
+    wrong = {} if times is None else _missing(times, named["time"], "time") | _unread(times, named["time"], "time")
+    if ratings is not None and ratings_are != "unused":
+        wrong |= _missing(ratings, named["rating"], "number") if ratings_are == "predicted" else {}
+        wrong |= _unread(ratings, named["rating"], "number")
+    for role, words in (("item", items), ("user", users)):
+        wrong |= dict.fromkeys(np.flatnonzero(words.codes < 0).tolist(), f"no {role}")
+    for row in sorted(wrong):
+        bad.report(source.place(row), wrong[row])
     is_good = np.ones(len(source), dtype=bool)
-    lacking = {"user": users.codes < 0, "item": items.codes < 0}
-    if needs_rating and ratings is not None:
-        lacking["number in column 'rating'"] = np.isnan(ratings)
-    if times is not None:
-        lacking["time"] = np.isnan(times)
-    for row in np.flatnonzero(np.logical_or.reduce(list(lacking.values()))).tolist():
-        is_good[row] = False
-        bad.report(source.place(row), f"no {next(what for what, is_bad in lacking.items() if is_bad[row])}")
+    is_good[list(wrong)] = False
     further = {name: column(name) for name in (*wanted.user_features, *wanted.item_features)}
-    return Interactions(source.name, users, items, ratings, times, is_good, further), notes
+    return Interactions(
+        source.name, users, items, None if ratings is None else ratings.values, None if times is None else times.values,
+        is_good, further, (named["user"], named["item"]),
+    ), notes  # fmt: skip
 
 
-def _table(path: str) -> Source:
-    from dlrun.data._tables import local_sources
+def _missing(found: Numbers, column: str, what: str) -> dict[int, str]:
+    """The rows where nothing is, and a sentence for each."""
+    return dict.fromkeys(np.flatnonzero(np.isnan(found.values)).tolist(), f"no {what} in column '{column}'")
 
-    sources, _ = local_sources(path, None, needs_train=False)
-    if len(sources) != 1:
-        raise DlrunError(
-            f"data.path: {path} holds {' and '.join(sources)}; ratings are one file, and are split here",
-            "data.path=FILE",
-        )
-    return next(iter(sources.values()))
+
+def _unread(found: Numbers, column: str, what: str) -> dict[int, str]:
+    """The rows where something else is, and a sentence for each."""
+    return {row: f"'{said}' in column '{column}' is no {what}" for row, said in found.bad.items()}
 
 
 def _plain(file: Path, bad: BadRows) -> Source:
@@ -167,32 +190,44 @@ def _columns(source: Source, wanted: Wanted) -> tuple[dict[str, str], list[str]]
     return named, [f"columns: {', '.join(guessed)} (guessed)"] if guessed else []
 
 
-def _ratings(cells: Any) -> np.ndarray:
-    """float64 [N], nan for what is no number."""
-    return read_numbers(cells, frozenset()).values
-
-
-def _times(source: Source, name: str) -> np.ndarray:
-    """float64 [N], in whatever unit the column has; dates as seconds."""
+def _times(cells: Any) -> Numbers:
+    """In whatever unit the column has; dates as microseconds."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.types as types
 
-    cells: Any = source.table.column(name)
     if types.is_string(cells.type) or types.is_large_string(cells.type):
         numbers = read_numbers(cells, frozenset())
-        if not numbers.bad:
-            return numbers.values
-        try:
-            cells = pc.cast(cells, pa.timestamp("us"))
-        except pa.ArrowInvalid as error:
-            reason = str(error).partition("\n")[0]
-            raise DlrunError(f"{source.name}: column '{name}' holds no times: {reason}", code=Exit.DATA) from error
+        return min(numbers, _dates(cells), key=lambda found: len(found.bad)) if numbers.bad else numbers
     if types.is_date(cells.type):
         cells = pc.cast(cells, pa.timestamp("us"))
     if types.is_timestamp(cells.type):
         cells = pc.cast(pc.cast(cells, pa.timestamp("us", cells.type.tz)), pa.int64())
-    return read_numbers(cells, frozenset()).values
+    return read_numbers(cells, frozenset())
+
+
+def _dates(cells: Any) -> Numbers:
+    """Dates that are written out, in microseconds: the column at once, or word by word where one of them is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        return read_numbers(pc.cast(pc.cast(cells, pa.timestamp("us")), pa.int64()), frozenset())
+    except pa.ArrowInvalid:
+        known = {word: _date(word) for word in cells.unique().drop_null().to_pylist()}
+    words = cells.to_pylist()
+    bad = {row: word for row, word in enumerate(words) if word is not None and known[word] is None}
+    values = [np.nan if word is None or row in bad else known[word] for row, word in enumerate(words)]
+    return Numbers(np.array(values, dtype=np.float64), bad)
+
+
+def _date(word: str) -> int | None:
+    import pyarrow as pa
+
+    try:
+        return pa.scalar(word).cast(pa.timestamp("us")).cast(pa.int64()).as_py()
+    except pa.ArrowInvalid:
+        return None
 
 
 def of_words(

@@ -16,7 +16,7 @@ from dlrun.errors import DlrunError, Exit
 
 
 class Labels:
-    """The class indices of a source's rows."""
+    """The class indices of a source's rows; those without one are in no split (see `portions`)."""
 
     row_bytes = 8
     is_slow = False
@@ -41,8 +41,8 @@ class Coded(NamedTuple):
     declared: bool  # the names are a ClassLabel's: complete, and in their order
 
 
-def read_labels(source: Source, column: str) -> Coded:
-    """The labels of a split. Raises DlrunError naming the first row that has none."""
+def read_labels(source: Source, column: str, bad: BadRows) -> Coded:
+    """The labels of a split; a row that has none is bad, and its code -1. Raises DlrunError naming the first such."""
     import pyarrow.compute as pc
 
     cells = source.table.column(column)
@@ -53,13 +53,17 @@ def read_labels(source: Source, column: str) -> Coded:
         places = pc.call_function("index_in", [cells], pc.SetLookupOptions(values))
         names, codes = _names(source, column, values), pc.fill_null(places, -1)
     codes_N = codes.to_numpy().astype(np.int64)
-    if (missing := np.flatnonzero(codes_N < 0)).size:
+    missing = np.flatnonzero(codes_N < 0)
+    if missing.size and bad.on_bad == "raise":
         count = "1 row has" if len(missing) == 1 else f"{len(missing):,} rows have"
         raise DlrunError(
             f"{source.name}: {count} no label in column '{column}' (the first: row {missing[0]})",
-            "leave such rows out of the file, or name another column: data.target=COLUMN",
+            f"leave such rows out, up to data.max_bad={bad.max_bad}: data.on_bad=skip; or name another column:"
+            " data.target=COLUMN",
             Exit.DATA,
         )
+    for row in missing.tolist():
+        bad.report(source.place(row), f"no label in column '{column}'")
     return Coded(names, codes_N, column in source.class_names)
 
 
@@ -92,9 +96,9 @@ def class_names(train: Coded, others: Sequence[Coded]) -> tuple[str, ...]:
 
 
 def to_indices(source: Source, column: str, coded: Coded, classes: Sequence[str]) -> np.ndarray:
-    """int64 [N]: each row's place in classes. Raises DlrunError naming a label that is none of them."""
+    """int64 [N]: each row's place in classes, -1 without a label. Raises DlrunError naming a label that is no class."""
     place = {name: index for index, name in enumerate(classes)}
-    used = np.unique(coded.codes_N)
+    used = np.unique(coded.codes_N[coded.codes_N >= 0])
     if unknown := [code for code in used if coded.names[code] not in place]:
         row = int(np.flatnonzero(coded.codes_N == unknown[0])[0])
         shown = ", ".join(list(classes)[:8]) + (", …" if len(classes) > 8 else "")
@@ -103,8 +107,14 @@ def to_indices(source: Source, column: str, coded: Coded, classes: Sequence[str]
             f"the classes are {shown}",
             Exit.DATA,
         )
-    table_K = np.array([place.get(name, -1) for name in coded.names], dtype=np.int64)
+    table_K = np.array([*(place.get(name, -1) for name in coded.names), -1], dtype=np.int64)
     return table_K[coded.codes_N]
+
+
+def given_by(classes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The asset of a DataSpec that says how whole numbers, which were taken for classes, become numbers to predict."""
+    is_whole = all(name.removeprefix("-").isdecimal() for name in classes)
+    return {"given_by": {"targets": "data.target_kind=number"}} if is_whole else {}
 
 
 def check_classes(labels_N: np.ndarray, classes: Sequence[str], name: str, column: str) -> list[str]:

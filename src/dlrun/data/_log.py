@@ -127,7 +127,8 @@ def assign(
         long = counts >= 3
         owner[ends[long] - 1], owner[ends[long] - 2] = TEST, VALID
         short = int(((counts > 0) & ~long).sum())
-        note = "splits: of every user the last item is for test, the one before it for valid"
+        by = " by the order of the rows, for lack of times," if log.time is None else ""
+        note = f"splits: of every user the last item{by} is for test, the one before it for valid"
         return owner, [note + (f"; {short:,} with fewer than 3 are trained on only" if short else "")]
     sizes = {name: hold_out.rows(name, len(log)) for name in ("test", "valid")}
     if how == "random":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dlrun.contracts import IGNORED
@@ -52,7 +54,7 @@ class Masks:
             raise BadPicture("no mask")
         values = mask_values(self.cells.given(row), self.cells.source.folder)
         if values.shape != size:
-            raise BadPicture(f"the mask is {values.shape[1]}x{values.shape[0]}, and its picture is {size[1]}x{size[0]}")
+            raise BadPicture(other_size(values.shape, size))
         coded = self.coding.encode(values)
         if coded.shape == (self.height, self.width):
             return coded
@@ -70,6 +72,11 @@ class Masks:
     def digest(self, rows: np.ndarray) -> bytes:
         """A hash of the undecoded pictures and masks, and of what the masks' values mean."""
         return self.pictures.digest(rows) + self.cells.digest(rows) + repr(self.coding).encode()
+
+
+def other_size(mask: Sequence[int], picture: Sequence[int]) -> str:
+    """What is wrong with a mask of another size (height, width) than its picture."""
+    return f"the mask is {mask[1]}x{mask[0]}, and its picture is {picture[1]}x{picture[0]}"
 
 
 def _nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MOSTLY = 0.9  # of a column's words: from here on they are numbers, and the others are mistakes
 _LARGEST = float(np.finfo(np.float32).max)
 _SPELLED = {"True": "true", "False": "false", "TRUE": "true", "FALSE": "false"}
 
@@ -65,7 +66,7 @@ def read_numbers(cells: Any, missing: frozenset[str]) -> Numbers:
     import pyarrow.compute as pc
     import pyarrow.types as types
 
-    if not _is_text(cells.type):
+    if not is_text(cells.type):
         cells = pc.cast(cells, pa.uint8()) if types.is_boolean(cells.type) else cells
         values = pc.cast(cells, pa.float64(), safe=False).to_numpy().copy()
         places = np.flatnonzero(np.isinf(values) | (np.abs(values) > _LARGEST))
@@ -111,7 +112,8 @@ def share_of_numbers(cells: Any, missing: frozenset[str]) -> float:
     return numbers / (numbers + len(found.bad)) if numbers else 0.0
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is that of words."""
     import pyarrow.types as types
 
     return types.is_string(kind) or types.is_large_string(kind)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +74,24 @@ class CategoryColumn:
         place = {value: index for index, value in enumerate(self.values, start=FIRST)}
         table = np.array([*(place.get(name, UNKNOWN) for name in words.names), MISSING], dtype=np.int64)
         return table[words.codes]
+
+    def unknown(self, words: Words) -> Unknown | None:
+        """The cells whose word has no code of its own, if there are any."""
+        places = np.flatnonzero(self.codes(words) == UNKNOWN)
+        return Unknown(len(places), int(places[0]), words.names[words.codes[places[0]]]) if len(places) else None
+
+
+class Unknown(NamedTuple):
+    """Cells of a column with a category that has no code of its own: how many, the place of the first, its word."""
+
+    count: int
+    first: int
+    word: str
+
+    def note(self, column: str, place: str) -> str:
+        """A sentence. place: that of the first."""
+        rows = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
+        return f"{rows} an unknown category in column '{column}' (the first: {place}, '{self.word}')"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dlrun.data._columns import ROW_NUMBERS, require
-from dlrun.data._mixed_cells import share_of_numbers
+from dlrun.data._mixed_cells import MOSTLY, share_of_numbers
 from dlrun.data._source import Source
 from dlrun.errors import DlrunError, Exit
 
-_MOSTLY = 0.9  # of a column's words: from here on they are numbers, and the others are mistakes
 _MANY = 100  # distinct words, of which half the rows have one of their own: names or texts, not categories
 
 
@@ -80,7 +79,7 @@ def _guess(source: Source, name: str, missing: frozenset[str]) -> str:
             f"'data.ignore=[{name}]'",
             Exit.DATA,
         )
-    if share_of_numbers(cells, missing) >= _MOSTLY:
+    if share_of_numbers(cells, missing) >= MOSTLY:
         return "numeric"
     distinct = len(cells.unique())
     return "names or texts" if distinct > max(_MANY, len(source) // 2) else "categorical"

@@ -16,7 +16,7 @@ from dlrun.data._assemble import Parts, Portion, portions
 from dlrun.data._bad import BadRows
 from dlrun.data._columns import Columns, Wanted, check, choose_targets, require
 from dlrun.data._held import MemorySplit
-from dlrun.data._labels import check_classes
+from dlrun.data._labels import check_classes, given_by
 from dlrun.data._mixed_cells import Numbers, Words, read_numbers, read_words
 from dlrun.data._mixed_columns import FILE, MixedColumns, measure_category, measure_number
 from dlrun.data._mixed_inputs import MixedInputs
@@ -62,13 +62,16 @@ def assemble(sources: Mapping[str, Source], settings: Settings, known: DataSpec 
         check(source, Columns(targets, is_number, None))
         for name in (*kinds.numbers, *kinds.categories):
             require(source, "path", name)
-    classes, labels = (targets, None) if is_number else label_indices(sources, Columns(targets, False, None), known)
+    classes, labels = targets, None
+    if not is_number:
+        classes, labels = label_indices(sources, Columns(targets, False, None), known, settings.bad)
     missing = frozenset(stored.missing if stored else settings.missing)
     read = {
         name: _read(source, kinds, missing, targets, labels[name] if labels else None, settings.bad)
         for name, source in sources.items()
     }
     parts, made = _good_parts(sources, read, labels, settings.hold_out)
+    is_new = known is None
     if known is None or stored is None:
         train, rows = read["train"], parts["train"].rows
         if labels is not None:
@@ -76,6 +79,7 @@ def assemble(sources: Mapping[str, Source], settings: Settings, known: DataSpec 
         stored = _measured(train, rows, kinds, settings)
         known = _spec(stored, targets, is_number, classes, train.target[rows])
     splits, digest = _splits(read, parts, stored, known.target)
+    made += _unknown(sources, read, parts, stored, is_new=is_new)
     return Dataset(known, splits, MixedInputs(known), (*notes, *guesses, *typed, *made, *settings.bad.notes()), digest)
 
 
@@ -160,11 +164,28 @@ def _spec(
         deviation = train.astype(np.float64).std(0)
         assets["target_mean"] = train.astype(np.float64).mean(0).tolist()
         assets["target_std"] = np.where(deviation > 0, deviation, 1.0).tolist()
+    else:
+        assets |= given_by(classes)
     shapes = {"numbers": (sizes["numbers"],), "categories": (sizes["categories"],)}
     return DataSpec(
         ("numbers", "categories"), "target" if is_number else "label", sizes, shapes, classes, assets,
         {FILE: columns.to_bytes()},
     )  # fmt: skip
+
+
+def _unknown(
+    sources: Mapping[str, Source], read: Mapping[str, _Read], parts: Parts, columns: MixedColumns, *, is_new: bool
+) -> list[str]:
+    """A sentence for each split and column with categories that have no code of their own. is_new: they were measured
+    on this train split, where such are the rare ones that `min_count` leaves out."""
+    notes = []
+    for split, (source, rows) in parts.items():
+        for column in columns.categories if not (is_new and split == "train") else ():
+            words = read[source].words[column.name]
+            if found := column.unknown(words._replace(codes=words.codes[rows])):
+                place = sources[source].place(int(rows[found.first]))
+                notes.append(f"{split}: {found.note(column.name, place)}")
+    return notes
 
 
 def _splits(read: Mapping[str, _Read], parts: Parts, columns: MixedColumns, target: str) -> tuple[dict, str]:

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 
 from dlrun.data._bad import BadRows
+from dlrun.data._mixed_cells import is_text, read_numbers
 from dlrun.data._source import Source
 
 _HASHED_AT_ONCE = 65_536  # rows
 
 
 class Numbers:
-    """A row of numbers for each row of the source; an empty, infinite or too large cell makes a bad row.
+    """A row of numbers for each row of the source; a cell that is empty, infinite, too large or a word makes a bad row.
 
     field: what the batch calls them.
     """
@@ -39,8 +40,7 @@ class Numbers:
         is_finite = np.isfinite(values)
         is_good = np.all(is_finite, axis=1)
         for index in np.flatnonzero(~is_good).tolist():
-            column = self.columns[int(np.argmin(is_finite[index]))]
-            bad.report(self.source.place(int(rows[index])), f"no finite number in column '{column}'")
+            bad.report(*self._wrong(int(rows[index]), self.columns[int(np.argmin(is_finite[index]))]))
         values[~is_good] = 0
         return {self.field: values}, is_good
 
@@ -52,6 +52,13 @@ class Numbers:
                 total.update(cells.tobytes())
         return total.digest()
 
+    def _wrong(self, row: int, column: str) -> tuple[str, str]:
+        """The place of a row, and what is wrong with its cell."""
+        cell = self.source.table.column(column)[row].as_py()
+        is_word = isinstance(cell, str) and bool(cell.strip())
+        reason = f"'{cell}' in column '{column}' is no number" if is_word else f"no finite number in column '{column}'"
+        return self.source.place(row), reason
+
     def _cells(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """float64 cells of these rows, a column at a time; an empty cell is nan."""
         import pyarrow as pa
@@ -60,5 +67,8 @@ class Numbers:
         taken = pa.array(rows)
         for name in self.columns:
             cells = self.source.table.column(name).take(taken)
+            if is_text(cells.type):
+                yield read_numbers(cells, frozenset()).values
+                continue
             cells = pc.cast(cells, pa.uint8()) if pa.types.is_boolean(cells.type) else cells
             yield pc.cast(cells, pa.float64(), safe=False).to_numpy()

@@ -16,7 +16,7 @@ from dlrun.data._ragged import Ragged, RaggedSplit
 from dlrun.data._splits import HoldOut
 from dlrun.data._text_inputs import TextInputs
 from dlrun.data._text_rows import TextRows, fingerprint, take
-from dlrun.data._vocabulary import Limit, Vocabulary
+from dlrun.data._vocabulary import Found, Limit, Vocabulary
 from dlrun.tokens import FILE, TARGET_FILE, Tokenizer
 
 
@@ -47,22 +47,24 @@ def assemble(
         return [given["train"].texts[field][row] for field in fields for row in parts["train"].rows]
 
     if settings.shared:
-        source, said = settings.vocabulary.find(lambda: texts("source", "target"), tools)
-        target = source
+        source = target = settings.vocabulary.find(lambda: texts("source", "target"), tools)
+        said = source.notes
     else:
-        source, said = settings.vocabulary.find(lambda: texts("source"), tools)
-        target, others = settings.vocabulary.find(lambda: texts("target"), tools, TARGET_FILE)
-        said = [f"source {said[0]}", f"target {others[0]}"] if said and others else [*said, *others]
+        source = settings.vocabulary.find(lambda: texts("source"), tools)
+        target = settings.vocabulary.find(lambda: texts("target"), tools, TARGET_FILE)
+        said = [*source.notes, *target.notes]
+        said = [f"source {said[0]}", f"target {said[1]}"] if source.notes and target.notes else said
     whole, cut = _encoded(given, source, target, settings)
-    spec = known or _spec(source, target, columns, settings)
+    spec = known or _spec(source.tokenizer, target.tokenizer, columns, settings)
     said = (*notes, *made, *said, *cut, *settings.bad.notes())
     return Dataset(spec, take(whole, parts), TextInputs(spec), said, fingerprint(given, parts))
 
 
 def _encoded(
-    given: Mapping[str, TextRows], source: Tokenizer, target: Tokenizer, settings: Settings
+    given: Mapping[str, TextRows], source_words: Found, target_words: Found, settings: Settings
 ) -> tuple[dict[str, RaggedSplit], list[str]]:
-    """The rows of each given split, and a sentence if some were cut."""
+    """The rows of each given split, and a sentence if some were cut, or are unknown."""
+    source, target = source_words.tokenizer, target_words.tokenizer
     sources = {
         name: source.encode_batch([settings.prefix + text for text in rows.texts["source"]])
         for name, rows in given.items()
@@ -70,6 +72,7 @@ def _encoded(
     targets = {name: target.encode_batch(rows.texts["target"]) for name, rows in given.items()}
     notes = settings.source_limit.check(given, _lengths(sources, source.frames[0].num_tokens), "source")
     notes += settings.target_limit.check(given, _lengths(targets, 1), "target")
+    notes += source_words.unknown(sources, "source tokens") + target_words.unknown(targets, "target tokens")
     most, found = settings.target_limit.most - 1, {}
     for name, rows in given.items():
         asked = Ragged.of([source.framed(ids, most=settings.source_limit.most) for ids in sources[name]])

@@ -70,6 +70,12 @@ class RaggedSplit:
         if lengths_N is not None:
             self.lengths = lengths_N
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows, as `contracts.num_tokens` counts those of a batch."""
+        texts = [self.fields[name] for name in ("source", "tokens") if name in self.fields]
+        return sum(int(text.lengths_N.sum()) for text in texts if isinstance(text, Ragged))
+
     def __len__(self) -> int:
         return len(self.fields["id"].starts_N if isinstance(self.fields["id"], Ragged) else self.fields["id"])
 

@@ -38,7 +38,6 @@ class Settings:
     valid_users: int | None = None
     user_features: tuple[str, ...] = ()
     item_features: tuple[str, ...] = ()
-    columns: tuple[str, str] = ("user", "item")
 
     @property
     def how(self) -> Literal["leave_one_out", "temporal", "random"]:
@@ -116,8 +115,7 @@ def _spec(found: Interactions, rows: np.ndarray, log: Log, owner: np.ndarray, se
     sizes = {"users": len(log.ids.users), "items": len(log.ids.items)}
     sizes |= {"targets": 1} if is_rated else {"candidates": 1 + settings.negatives}
     sizes |= {"history": settings.history} if settings.history else {}
-    user_column, item_column = settings.columns
-    assets = {"kind": "ratings", "columns": [user_column, item_column] if is_rated else [user_column]}
+    assets = {"kind": "ratings", "columns": [*found.keys] if is_rated else [found.keys[0]]}
     assets |= {} if is_rated else {"instead": ["history"]}
     if is_rated:
         assert log.rating is not None

@@ -210,7 +210,11 @@ def _scale(table: Table, train_end: int, season: int) -> list[float]:
 
 
 def _linear(train: SeriesSplit, mean_C: np.ndarray, std_C: np.ndarray) -> tuple[dict[str, bytes], list[str]]:
-    """Weights [W C + 1, H T] of the least-squares forecast from a standardised window, as a file."""
+    """Weights [W C + 1, H T] of the linear forecast from a standardised window, as a file.
+
+    It is fitted, by least squares, to the change from a window's last row on, from the rows less the last: a level that
+    training never saw then shifts the forecast and nothing else.
+    """
     from safetensors.torch import save
 
     rows = torch.arange(len(train))[:: -(-len(train) // _MOST_FITTED)]
@@ -220,7 +224,18 @@ def _linear(train: SeriesSplit, mean_C: np.ndarray, std_C: np.ndarray) -> tuple[
         return {}, [f"no linear baseline: it would have {width * outputs:,} coefficients"]
     batch = train.gather(rows)
     targets = train.targets.numpy()
-    inputs = ((batch["series"].double().numpy() - mean_C) / std_C).reshape(len(rows), -1)
-    future = (batch["future"].double().numpy() - mean_C[targets]) / std_C[targets]
-    weights, *_ = np.linalg.lstsq(np.c_[inputs, np.ones(len(rows))], future.reshape(len(rows), -1), rcond=None)
+    series_BWC = (batch["series"].double().numpy() - mean_C) / std_C
+    future_BHT = (batch["future"].double().numpy() - mean_C[targets]) / std_C[targets]
+    inputs = (series_BWC - series_BWC[:, -1:]).reshape(len(rows), -1)
+    changes = (future_BHT - series_BWC[:, -1:, targets]).reshape(len(rows), -1)
+    fitted, *_ = np.linalg.lstsq(np.c_[inputs, np.ones(len(rows))], changes, rcond=None)
+    weights = _from_levels(fitted, series_BWC.shape[2], targets)
     return {BASELINE_FILE: save({"weights": torch.from_numpy(weights).float().contiguous()})}, []
+
+
+def _from_levels(weights: np.ndarray, columns: int, targets: np.ndarray) -> np.ndarray:
+    """The weights of a forecast of changes as those of the same forecast from a whole window."""
+    by_row = weights[:-1].reshape(-1, columns, weights.shape[1]).copy()
+    by_row[-1] -= by_row.sum(0)
+    by_row[-1] += np.tile(np.eye(columns)[:, targets], weights.shape[1] // len(targets))
+    return np.r_[by_row.reshape(-1, weights.shape[1]), weights[-1:]]

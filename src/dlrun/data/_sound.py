@@ -23,15 +23,17 @@ class BadSound(ValueError):
     """A recording that cannot be read, and why."""
 
 
-def read(given: Any, rate: int, folder: Path | None = None) -> np.ndarray:
+def read(given: Any, rate: int, folder: Path | None = None, longest_seconds: float | None = None) -> np.ndarray:
     """int16 [S] at this rate, of a path, the bytes of a file, {"bytes", "path"}, or an array of samples.
 
-    folder: where relative paths start.
+    folder: where relative paths start.   longest_seconds: of a recording, as it was found.
 
     An array has the rate already: int16, or floats of -1..1; [S], or [S, channels].
-    Raises: BadSound for what cannot be decoded, holds nothing, or has samples that are no numbers.
+    Raises: BadSound for what cannot be decoded, holds nothing, is too long, or has samples that are no numbers.
     """
     samples, own_rate = _decoded(given, rate, folder)
+    if longest_seconds is not None and len(samples) > longest_seconds * max(own_rate, 1):
+        raise BadSound(f"{len(samples) / max(own_rate, 1):.1f} s are longer than data.max_seconds={longest_seconds:g}")
     if not np.isfinite(samples).all():
         raise BadSound(f"sample {int(np.argmin(np.isfinite(samples)))} is not a finite number")
     if samples.ndim == 2:

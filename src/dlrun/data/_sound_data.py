@@ -18,9 +18,9 @@ from dlrun.data._ragged import RaggedSplit
 from dlrun.data._sound_inputs import SoundInputs, moments
 from dlrun.data._sound_rows import SoundRows, joined_rows, read_sounds, read_words, split_of, without_unknown
 from dlrun.data._source import Source
-from dlrun.data._spectrogram import Spectrogram
 from dlrun.data._splits import HoldOut
 from dlrun.data._text_labels import read_classes
+from dlrun.data._whisper_frames import Frames, WhisperFrames
 from dlrun.errors import DlrunError, Exit, did_you_mean
 from dlrun.tokens import CHARACTERS_FILE, Characters
 
@@ -54,7 +54,7 @@ class BySplit(NamedTuple):
 class Settings:
     """What a user may set of sound; see `speech.build`."""
 
-    spectrogram: Spectrogram
+    spectrogram: Frames
     hold_out: HoldOut
     bad: BadRows
     normalise: Literal["training", "recording"] = "training"
@@ -77,7 +77,7 @@ def rows_of(
     sources: Mapping[str, Source], columns: Columns, settings: Settings, tools: Tools, lower: bool
 ) -> tuple[dict[str, SoundRows], tuple[str, ...], Characters | None]:
     """The good rows of each given split, and the classes or the characters."""
-    labels = read_classes(sources, columns.target, spec_of(tools)) if columns.target else None
+    labels = read_classes(sources, columns.target, spec_of(tools), settings.bad) if columns.target else None
     owners = {name: _owners(name, source, settings.by_split) for name, source in sources.items()}
     rate, texts = settings.spectrogram.rate, {}
     sounds = {name: read_sounds(each, columns.audio, rate, settings.max_seconds, settings.bad)
@@ -181,7 +181,10 @@ def _spec(
     train: RaggedSplit, classes: tuple[str, ...], characters: Characters | None, columns: Columns, settings: Settings
 ) -> DataSpec:
     spectrogram = settings.spectrogram
-    mean, std = moments(train, spectrogram, settings.hold_out.seed)
+    if isinstance(spectrogram, WhisperFrames):
+        mean, std = [0.0] * spectrogram.size, [1.0] * spectrogram.size
+    else:
+        mean, std = moments(train, spectrogram, settings.hold_out.seed)
     longest = int(spectrogram.frames(train.lengths).max())
     target = {"classes": len(classes)}
     if characters is not None:  # what ends a transcript is one more to say

@@ -13,7 +13,7 @@ from torch import Tensor
 from dlrun.contracts import Batch, DataSpec, Row, Split
 from dlrun.data._ragged import Ragged
 from dlrun.data._sound import BadSound, read
-from dlrun.data._spectrogram import Spectrogram
+from dlrun.data._whisper_frames import Frames, frames_from
 from dlrun.errors import DlrunError, Exit, did_you_mean
 from dlrun.randomness import permutation
 
@@ -27,7 +27,7 @@ class SoundInputs:
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
-        self.spectrogram = Spectrogram(**spec.assets["spectrogram"])
+        self.spectrogram = frames_from(spec.assets["spectrogram"])
         self.mean_F, self.std_F = (torch.tensor(spec.assets[name], dtype=torch.float32) for name in ("mean", "std"))
 
     def encode(self, rows: Sequence[Row]) -> Batch:
@@ -107,7 +107,7 @@ def _masked(masks_BM2: Tensor, sizes_B: Tensor, longest: int) -> Tensor:
     return ((places_L >= first_BM1) & (places_L < first_BM1 + length_BM1)).any(1)
 
 
-def moments(train: Split, spectrogram: Spectrogram, seed: int) -> tuple[list[float], list[float]]:
+def moments(train: Split, spectrogram: Frames, seed: int) -> tuple[list[float], list[float]]:
     """Mean and deviation of each number of a frame, over the frames of the training rows or of a sample of them."""
     rows = permutation(len(train), seed, "statistics")[:_SAMPLE].sort().values
     count, total_F, squares_F = 0, torch.zeros(spectrogram.size).double(), torch.zeros(spectrogram.size).double()

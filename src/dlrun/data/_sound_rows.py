@@ -72,10 +72,7 @@ def read_sounds(
     cells, found = Cells(source, column), []
     for row in range(len(source)):
         try:
-            sound = read(cells.given(row), rate, source.folder)
-            if len(sound) > longest_seconds * rate:
-                raise BadSound(f"{len(sound) / rate:.1f} s are longer than data.max_seconds={longest_seconds:g}")
-            found.append(sound)
+            found.append(read(cells.given(row), rate, source.folder, longest_seconds))
         except (BadSound, BadPicture) as error:
             bad.report(cells.place(row), str(error))
             found.append(None)
@@ -87,7 +84,10 @@ def read_words(source: Source, setting: str, column: str, bad: BadRows) -> list[
     if column in source.class_names:
         names = source.class_names[column]
         codes = source.table.column(column).to_pylist()
-        return [None if code is None or code < 0 else names[code] for code in codes]
+        said = [None if code is None or code < 0 else names[code] for code in codes]
+        for row in (row for row, name in enumerate(said) if name is None):
+            bad.report(source.place(row), f"there is no class in column '{column}'")
+        return said
     return read_texts(source, setting, column, bad)
 
 
@@ -106,7 +106,7 @@ def joined_rows(rows: SoundRows, fewest: int, most: int, rounds: int, word: str)
     """Utterances of fewest to most recordings of one speaker, their texts with blanks between; and how many
     recordings are left over, of speakers with too few.
 
-    rounds: how often each recording is used, in another order and company.   word: keys the draws.
+    rounds: how often each recording is used, in another order and company.   word: the split, which keys the draws.
     """
     assert rows.texts is not None and rows.speakers is not None
     groups: list[list[int]] = []
@@ -118,7 +118,7 @@ def joined_rows(rows: SoundRows, fewest: int, most: int, rounds: int, word: str)
             order = own[permutation(len(own), "join", word, speaker, turn)].tolist()
             groups += _cut(order, fewest, most, key("join", word, speaker, turn))
     if not groups:
-        raise DlrunError(f"{rows.name}: no speaker has {fewest} recordings to join", code=Exit.DATA)
+        raise DlrunError(f"{rows.name}: no speaker of {word} has {fewest} recordings to join", code=Exit.DATA)
     return SoundRows(
         rows.name,
         np.arange(len(groups)),

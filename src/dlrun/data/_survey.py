@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -63,19 +63,20 @@ def choose_decoder(
     guessed = channels is None and found == 1
     if size is not None:
         return Decoder(found, *size, resize=True, grey_guessed=guessed, crop=kept)
-    return Decoder(found, *shared_size(cells, seen, "data.image_size"), grey_guessed=guessed)
+    return Decoder(found, *shared_size(cells, seen, "image"), grey_guessed=guessed)
 
 
-def shared_size(cells: Cells, seen: list[Seen], setting: str) -> tuple[int, int]:
-    """Height and width of all pictures that were seen. Raises DlrunError naming two that differ."""
+def shared_size(cells: Cells, seen: list[Seen], what: Literal["image", "mask"]) -> tuple[int, int]:
+    """Height and width of all that were seen. Raises DlrunError naming two that differ."""
     first, *others = seen
     for other in others:
         if other[1:3] != first[1:3]:
-            largest = max(first[1:3])
+            called, size = ("pictures", max(first[1:3])) if what == "image" else ("masks", list(first[1:3]))
+            setting = f"data.{what}_size={size}".replace(" ", "")
             raise DlrunError(
-                f"pictures of several sizes: {cells.place(first.row)} is {first.width}x{first.height}, "
+                f"{called} of several sizes: {cells.place(first.row)} is {first.width}x{first.height}, "
                 f"{cells.place(other.row)} is {other.width}x{other.height}",
-                f"scale them all: {setting}={largest}",
+                f"scale them all: {setting if what == 'image' else repr(setting)}",
             )
     return first.height, first.width
 

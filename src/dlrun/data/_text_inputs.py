@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from dlrun.contracts import Batch, DataSpec, Row
 from dlrun.data._conversation import Turn, prompt_tokens, question, turns_of
 from dlrun.data._ragged import Ragged
 from dlrun.errors import DlrunError, Exit, did_you_mean
-from dlrun.tokens import FILE, TARGET_FILE, Tokenizer
+from dlrun.tokens import FILE, TARGET_FILE, Coverage, Tokenizer
 
 
 class TextInputs:
@@ -20,7 +21,8 @@ class TextInputs:
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
         forms = {"classification": _classified, "seq2seq": _source, "language": _prompt, "chat": _conversation}
-        self._fields: Callable[[Sequence[Row]], Batch] = forms[spec.assets["form"]](spec)
+        self._lost = Lost()
+        self._fields: Callable[[Sequence[Row]], Batch] = forms[spec.assets["form"]](spec, self._lost)
 
     def encode(self, rows: Sequence[Row]) -> Batch:
         """The tokens of new rows, and how many each has. Raises DlrunError naming the row that says nothing."""
@@ -30,8 +32,50 @@ class TextInputs:
         """The batch itself."""
         return batch
 
+    def notes(self) -> list[str]:
+        """How much of the rows encoded so far was cut, and how much is unknown."""
+        return self._lost.notes()
 
-def _classified(spec: DataSpec) -> Callable[[Sequence[Row]], Batch]:
+
+@dataclass
+class Lost:
+    """What new rows lose on their way to tokens. limit, read: set when the first row is cut."""
+
+    rows: int = 0
+    cut: int = 0
+    limit: str = ""
+    read: str = ""
+    coverage: Coverage = Coverage()  # noqa: RUF009 - cannot be changed
+    kind: str = ""
+
+    def count(
+        self,
+        tokenizer: Tokenizer,
+        whole: Sequence[np.ndarray],
+        lengths: Sequence[int],
+        most: int,
+        setting: str,
+        read: str,
+    ) -> None:
+        """Take note of texts. whole: tokens of all that they say.   lengths: of each row, with what frames it.
+        read: what of a row that is longer than `most` is read."""
+        self.rows += len(lengths)
+        self.cut += sum(length > most for length in lengths)
+        self.limit, self.read, self.kind = f"data.{setting}={most}", read, tokenizer.kind
+        self.coverage = self.coverage.plus(Coverage.of(tokenizer, whole))
+
+    def notes(self) -> list[str]:
+        """A sentence for each kind of loss there was."""
+        found = []
+        if self.cut:
+            found.append(f"{self.cut:,} of {self.rows:,} texts have over {self.limit} tokens: {self.read} is read")
+        if self.coverage.unknown:
+            share = f"{self.coverage.unknown:,} of {self.coverage.tokens:,}"
+            found.append(f"{share} tokens are unknown to the run's vocabulary ({self.kind}), and say nothing")
+        return found
+
+
+def _classified(spec: DataSpec, lost: Lost) -> Callable[[Sequence[Row]], Batch]:
     """ "tokens" and "lengths" of one column of text, or of two."""
     tokenizer = Tokenizer.from_json(spec.files[FILE])
     columns, most = spec.assets["columns"], spec.sizes["length"]
@@ -40,14 +84,17 @@ def _classified(spec: DataSpec) -> Callable[[Sequence[Row]], Batch]:
     def fields(rows: Sequence[Row]) -> Batch:
         texts = [[_text(row, column, index) for index, row in enumerate(rows)] for column in columns]
         encoded = list(zip(*(tokenizer.encode_batch(column) for column in texts), strict=True))
-        for index, parts in enumerate(encoded):
-            _check_length(spec, added + sum(map(len, parts)), most, "max_length", index)
+        lengths = [added + sum(map(len, parts)) for parts in encoded]
+        for index, length in enumerate(lengths):
+            _check_length(spec, length, most, "max_length", index)
+        whole = [ids for parts in encoded for ids in parts]
+        lost.count(tokenizer, whole, lengths, most, "max_length", "the beginning")
         return _padded("tokens", "lengths", [tokenizer.framed(*parts, most=most) for parts in encoded])
 
     return fields
 
 
-def _source(spec: DataSpec) -> Callable[[Sequence[Row]], Batch]:
+def _source(spec: DataSpec, lost: Lost) -> Callable[[Sequence[Row]], Batch]:
     """ "source" and "source_lengths"; "tokens" [B, 1], which is what a decoder begins with."""
     tokenizer = Tokenizer.from_json(spec.files[FILE])
     beginning = Tokenizer.from_json(spec.files[TARGET_FILE]).beginning
@@ -57,33 +104,39 @@ def _source(spec: DataSpec) -> Callable[[Sequence[Row]], Batch]:
     def fields(rows: Sequence[Row]) -> Batch:
         texts = [spec.assets["prefix"] + _text(row, column, index) for index, row in enumerate(rows)]
         encoded = tokenizer.encode_batch(texts)
-        for index, ids in enumerate(encoded):
-            _check_length(spec, added + len(ids), most, "max_length", index)
+        lengths = [added + len(ids) for ids in encoded]
+        for index, length in enumerate(lengths):
+            _check_length(spec, length, most, "max_length", index)
+        lost.count(tokenizer, encoded, lengths, most, "max_length", "the beginning")
         source = _padded("source", "source_lengths", [tokenizer.framed(ids, most=most) for ids in encoded])
         return source | {"tokens": torch.full((len(rows), 1), beginning)}
 
     return fields
 
 
-def _prompt(spec: DataSpec) -> Callable[[Sequence[Row]], Batch]:
+def _prompt(spec: DataSpec, lost: Lost) -> Callable[[Sequence[Row]], Batch]:
     """ "tokens" and "lengths" of what a language model is to go on with; of a long one, its end."""
     tokenizer = Tokenizer.from_json(spec.files[FILE])
     column, most = spec.assets["columns"][0], spec.sizes["context"]
 
     def fields(rows: Sequence[Row]) -> Batch:
         texts = [_text(row, "prompt" if "prompt" in row else column, index) for index, row in enumerate(rows)]
-        return _padded("tokens", "lengths", [ids[-most:] for ids in tokenizer.encode_batch(texts)])
+        encoded = tokenizer.encode_batch(texts)
+        lost.count(tokenizer, encoded, [len(ids) for ids in encoded], most, "context", "the end")
+        return _padded("tokens", "lengths", [ids[-most:] for ids in encoded])
 
     return fields
 
 
-def _conversation(spec: DataSpec) -> Callable[[Sequence[Row]], Batch]:
+def _conversation(spec: DataSpec, lost: Lost) -> Callable[[Sequence[Row]], Batch]:
     """ "tokens" and "lengths" of a conversation up to where the assistant is to answer; of a long one, its end."""
-    tokenizer = Tokenizer.from_json(spec.files[FILE])
+    tokenizer, most = Tokenizer.from_json(spec.files[FILE]), spec.sizes["context"]
 
     def fields(rows: Sequence[Row]) -> Batch:
         turns = [_turns(row, spec, index) for index, row in enumerate(rows)]
-        return _padded("tokens", "lengths", [prompt_tokens(each, tokenizer, spec.sizes["context"]) for each in turns])
+        whole = [prompt_tokens(each, tokenizer) for each in turns]
+        lost.count(tokenizer, whole, [len(ids) for ids in whole], most, "context", "the end")
+        return _padded("tokens", "lengths", [prompt_tokens(each, tokenizer, most) for each in turns])
 
     return fields
 

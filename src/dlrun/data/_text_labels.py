@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dlrun.contracts import DataSpec
+from dlrun.data._bad import BadRows
 from dlrun.data._labels import class_names, read_labels, to_indices
 from dlrun.data._source import Source
 from dlrun.data._texts import list_cells
@@ -41,11 +42,11 @@ def class_column(source: Source, target: str | None) -> tuple[str, list[str]]:
     return found, [f"label column: {found} (guessed)"]
 
 
-def read_classes(sources: Mapping[str, Source], column: str, known: DataSpec | None) -> Read:
-    """One class a row. Raises DlrunError naming a row without a label."""
+def read_classes(sources: Mapping[str, Source], column: str, known: DataSpec | None, bad: BadRows) -> Read:
+    """One class a row; -1 of a row that has none, which is bad."""
     for source in sources.values():
         _require(source, "target", column)
-    coded = {name: read_labels(source, column) for name, source in sources.items()}
+    coded = {name: read_labels(source, column, bad) for name, source in sources.items()}
     if known is not None:
         classes = known.labels
     else:

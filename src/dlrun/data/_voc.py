@@ -5,11 +5,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dlrun.data._boxes import Annotations
+from dlrun.data._boxes import Annotations, leave_out_empty
 from dlrun.data._files import SPLITS, check_split_names, meaning
 from dlrun.data._images import SUFFIXES
 from dlrun.data._labels import Coded
@@ -58,9 +58,9 @@ def _stems(tree: Folder | Archive, name: str) -> list[str]:
 
 
 def choose_splits(
-    layout: Layout, splits: Mapping[str, str] | None, needs_train: bool
+    layout: Layout, splits: Mapping[str, str] | None, needs_train: bool, on_bad: Literal["raise", "skip"]
 ) -> tuple[dict[str, str], list[str]]:
-    """The list of each split, and a sentence if it was guessed."""
+    """The list of each split, and sentences about what was guessed or left out."""
     lists = layout.lists
     if chosen := {split: str(name) for split, name in (splits or {}).items() if name}:
         check_split_names(chosen)
@@ -77,10 +77,10 @@ def choose_splits(
             f"data.path: which list has the training pictures? There are {', '.join(lists)}",
             "say it: 'data.splits={train: NAME}'",
         )
-    for name in chosen.values():
-        if not lists[name]:
-            raise DlrunError(f"{joined(layout.top, _LISTS)}/{name}.txt: its list of images is empty", code=Exit.DATA)
-    return chosen, notes
+    where = joined(layout.top, _LISTS)
+    empty = {split: f"{where}/{name}.txt" for split, name in chosen.items() if not lists[name]}
+    notes += leave_out_empty(empty, len(chosen), on_bad)
+    return {split: name for split, name in chosen.items() if split not in empty}, notes
 
 
 class _Found(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from dlrun.contracts import Tools
 from dlrun.data._assemble import spec_of
 from dlrun.data._text_rows import TextRows
 from dlrun.errors import DlrunError, Exit
-from dlrun.tokens import FILE, Tokenizer
+from dlrun.tokens import FILE, Coverage, Tokenizer
+
+_WORTH_SAYING, _TOO_MUCH = 0.01, 0.9  # shares of tokens that are unknown
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,22 @@ class Vocabulary:
                 "data.tokenizer=pretrained",
             )
 
-    def find(self, texts: Callable[[], Iterable[str]], tools: Tools, file: str = FILE) -> tuple[Tokenizer, list[str]]:
+    def find(self, texts: Callable[[], Iterable[str]], tools: Tools, file: str = FILE) -> Found:
         """The tokenizer, and a sentence about it. texts: those of the training rows; asked for only if needed.
 
         The one of the run this one stands on is always used, never made anew.
         """
         known = spec_of(tools)
         if known is not None and file in known.files:
-            return Tokenizer.from_json(known.files[file], file), []
+            return Found(Tokenizer.from_json(known.files[file], file), [], _OF_RUN)
         if tools.assets is not None and (tools.assets / file).is_file():
             kept = Tokenizer.from_json((tools.assets / file).read_bytes(), str(tools.assets / file))
             differs = "" if kept.kind == self.tokenizer else f"; data.tokenizer={self.tokenizer} is not used"
-            return kept, [f"vocabulary: {_described(kept)}, that of the run this one stands on{differs}"]
+            return Found(kept, [f"vocabulary: {_described(kept)}, {_OF_RUN}{differs}"], _OF_RUN)
         if self.pretrained:
             found = Tokenizer.pretrained(self.pretrained)
-            return found, [f"vocabulary: {_described(found)}, from {self.pretrained}"]
+            origin = f"from {self.pretrained}"
+            return Found(found, [f"vocabulary: {_described(found)}, {origin}"], origin)
         made = Tokenizer.train(
             self.tokenizer,  # type: ignore[arg-type]
             texts(),
@@ -60,7 +63,38 @@ class Vocabulary:
             lower=self.lower,
             framed=self.framed,
         )
-        return made, [f"vocabulary: {_described(made)}, trained on the texts of train"]
+        return Found(made, [f"vocabulary: {_described(made)}, trained on the texts of train"])
+
+
+_OF_RUN = "that of the run this one stands on"
+
+
+class Found(NamedTuple):
+    """A vocabulary, a sentence about it, and where it is from, if it was not made from the texts at hand."""
+
+    tokenizer: Tokenizer
+    notes: list[str]
+    origin: str = ""
+
+    def unknown(self, ids: Mapping[str, Iterable[np.ndarray]], what: str = "tokens") -> list[str]:
+        """A sentence where it does not know some of the texts; of a vocabulary made from them that was the user's wish.
+
+        ids: tokens [T] of each text of each given split.   what: what an error calls them.
+        Raises: DlrunError with code DATA for a split that is nearly all unknown.
+        """
+        if not self.origin:
+            return []
+        shares = {name: Coverage.of(self.tokenizer, rows).share_unknown for name, rows in ids.items()}
+        whose = f"are unknown to this vocabulary ({self.tokenizer.kind}, {self.origin})"
+        for name, share in shares.items():
+            if share > _TOO_MUCH:
+                raise DlrunError(
+                    f"{name}: {100 * share:.0f} % of the {what} {whose}",
+                    "use texts like those it was made from, or train a run that makes a vocabulary of these",
+                    Exit.DATA,
+                )
+        said = [f"{100 * share:.0f} % of {name}" for name, share in shares.items() if share >= _WORTH_SAYING]
+        return [f"{what}: {', '.join(said)} {whose}"] if said else []
 
 
 def _described(tokenizer: Tokenizer) -> str:

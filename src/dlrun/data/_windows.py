@@ -51,14 +51,15 @@ def assemble(
     if settings.stride is not None and settings.stride < 1:
         raise DlrunError(f"data.stride: {settings.stride} is not at least 1")
     documents, made = _divided(given, settings)
-    tokenizer, said = settings.vocabulary.find(lambda: documents["train"], tools)
-    splits, sizes = {}, []
+    found = settings.vocabulary.find(lambda: documents["train"], tools)
+    tokenizer, splits, sizes, ids = found.tokenizer, {}, [], {}
     for name in (name for name in ("train", "valid", "test") if name in documents):
         stream = _stream(documents[name], tokenizer)
         if len(stream.ids_M) < 2:
             raise DlrunError(f"the {name} split has {len(stream.ids_M)} tokens; two are needed", code=Exit.DATA)
         splits[name] = _windows(stream, context, (settings.stride or context) if name == "train" else None)
         sizes.append(f"{name} {len(stream.ids_M):,}")
+        ids[name] = [stream.ids_M]
     spec = known or DataSpec(
         ("tokens",),
         "targets",
@@ -68,7 +69,7 @@ def assemble(
         {"kind": "text", "form": "language", "columns": [column]},
         {FILE: tokenizer.to_json()},
     )
-    said = (*notes, *made, *said, f"tokens: {', '.join(sizes)}")
+    said = (*notes, *made, *found.notes, f"tokens: {', '.join(sizes)}", *found.unknown(ids))
     return Dataset(spec, splits, TextInputs(spec), said, _fingerprint(documents))
 
 

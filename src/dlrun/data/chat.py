@@ -116,11 +116,13 @@ def inputs(spec: DataSpec) -> Inputs:
 def _of_messages(source: Source, column: str, system: str, bad: BadRows) -> Dialogues:
     """A column of lists of messages."""
     found: dict[int, list[Turn]] = {}
+    answers = [name for name in ("chosen", "rejected") if name in source.columns and name != column]
     for row, messages in enumerate(list_cells(source, "messages", column)):
         try:
             turns = turns_of(messages)
             if not any(turn.role == "assistant" for turn in turns):
-                raise ValueError("the assistant says nothing")
+                answer = f" in '{column}'; data.messages={answers[0]} is a column of answers" if answers else ""
+                raise ValueError(f"the assistant says nothing{answer}")
         except ValueError as error:
             bad.report(source.place(row), str(error))
         else:

@@ -6,11 +6,10 @@ from typing import Literal
 
 from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
 from dlrun.data._assemble import Settings, spec_of
-from dlrun.data._coco import find_splits, read_split
-from dlrun.data._detection import assemble_boxes, bad_boxes
+from dlrun.data._coco import find_splits, read_splits
+from dlrun.data._detection import assemble_boxes, bad_boxes, open_boxes
 from dlrun.data._inputs import make_inputs
 from dlrun.data._splits import HoldOut
-from dlrun.data._tree import open_tree
 
 
 def build(
@@ -63,17 +62,15 @@ def build(
         std: as mean.
     """
     known = spec_of(tools)
-    tree = open_tree(path)
+    tree = open_boxes(path)
     chosen, notes = find_splits(tree, splits, needs_train=known is None)
     seed = tools.seed if split_seed is None else split_seed
     hold_out = HoldOut(
         seed, valid_fraction, test_fraction, valid_size, test_size, train_size, blocks, valid_blocks, test_blocks
     )
     settings = Settings(hold_out, bad_boxes(on_bad, max_bad), image_size, channels, memory, mean, std)
-    read = {split: read_split(tree, name, split, images) for split, name in chosen.items()}
-    found = {split: annotations for split, (annotations, _) in read.items()}
-    notes += dict.fromkeys(note for _, remarks in read.values() for note in remarks)
-    return assemble_boxes(found, clip_boxes, settings, known, notes)
+    found, remarks = read_splits(tree, chosen, images, on_bad)
+    return assemble_boxes(found, clip_boxes, settings, known, [*notes, *remarks])
 
 
 def inputs(spec: DataSpec) -> Inputs:

@@ -18,11 +18,11 @@ from dlrun.data._hub import any_sources
 from dlrun.data._images import BadPicture, height_width, strictly
 from dlrun.data._inputs import make_inputs
 from dlrun.data._mask_folders import find_pairs, pair_sources
-from dlrun.data._masks import Masks
+from dlrun.data._masks import Masks, other_size
 from dlrun.data._pictures import Pictures
 from dlrun.data._source import Source
 from dlrun.data._splits import HoldOut
-from dlrun.data._survey import look, shared_size
+from dlrun.data._survey import Seen, look, shared_size
 from dlrun.errors import DlrunError, Exit
 
 _NAMES = ("mask", "masks", "segmentation", "segmentation_mask", "annotation", "semantic", "label", "labels")
@@ -186,24 +186,46 @@ def _readers(
 ) -> dict[str, Masks]:
     decoder = settings.decoder(sources, columns[0], parts, known)
     cells = {name: Cells(source, columns[1]) for name, source in sources.items()}
-    size = _mask_size(mask_size, cells, parts, settings.bad, known)
+    pictures = {name: Cells(source, columns[0]) for name, source in sources.items()}
+    size = _mask_size(mask_size, pictures, cells, parts, settings.bad, known)
     is_scaled = mask_size is not None or (known is not None and known.assets["mask_size"] is not None)
     return {
-        name: Masks(Pictures(Cells(source, columns[0]), decoder, sized=True), cells[name], coding, *size, is_scaled)
-        for name, source in sources.items()
+        name: Masks(Pictures(pictures[name], decoder, sized=True), cells[name], coding, *size, is_scaled)
+        for name in sources
     }
 
 
 def _mask_size(
-    mask_size: int | list | None, cells: Mapping[str, Cells], parts: Parts, bad: BadRows, known: DataSpec | None
+    mask_size: int | list | None,
+    pictures: Mapping[str, Cells],
+    cells: Mapping[str, Cells],
+    parts: Parts,
+    bad: BadRows,
+    known: DataSpec | None,
 ) -> tuple[int, int]:
     """Height and width of every mask: as the source run had them, as set, else what they share."""
     if known is not None:
         return known.sizes["mask_height"], known.sizes["mask_width"]
     if (size := height_width(mask_size, "data.mask_size")) is not None:
         return size
-    train = cells[parts["train"].source]
-    return shared_size(train, look(train, _sample(train, parts["train"].rows, 64), bad), "data.mask_size")
+    train = parts["train"]
+    masks = look(cells[train.source], _sample(cells[train.source], train.rows, 64), bad)
+    return shared_size(cells[train.source], _fitting(masks, pictures[train.source], cells[train.source], bad), "mask")
+
+
+def _fitting(masks: list[Seen], pictures: Cells, cells: Cells, bad: BadRows) -> list[Seen]:
+    """Those of the size of their own picture; the others are bad rows."""
+    sizes = {seen.row: (seen.height, seen.width) for seen in look(pictures, np.array([one.row for one in masks]), bad)}
+    fitting = []
+    for mask in masks:
+        size = sizes.get(mask.row)
+        if size == (mask.height, mask.width):
+            fitting.append(mask)
+        elif size is not None:
+            bad.report(cells.place(mask.row), other_size((mask.height, mask.width), size))
+    if not fitting:
+        raise DlrunError(f"{cells.source.name}: no mask looked at has the size of its picture", code=Exit.DATA)
+    return fitting
 
 
 def _draft(

@@ -107,11 +107,12 @@ def _annotations(source: Source, image: str, objects: str, bbox_format: str) -> 
     require(source, "objects", objects)
     cells = source.table.column(objects).to_pylist()
     boxes_of, categories_of = _fields(source, objects)
-    rows, boxes, said = [], [], []
+    rows, boxes, said, unusable = [], [], [], {}
     for row, cell in enumerate(cells):
         mine, classes = _members(cell, boxes_of), _members(cell, categories_of)
         if len(mine) != len(classes):
-            raise DlrunError(f"{source.place(row)}: {len(mine)} boxes, and {len(classes)} categories", code=Exit.DATA)
+            unusable[row] = f"{len(mine)} boxes, and {len(classes)} categories"
+            continue
         rows += [row] * len(mine)
         boxes += [_corners(box, bbox_format) for box in mine]
         said += classes
@@ -126,6 +127,7 @@ def _annotations(source: Source, image: str, objects: str, bbox_format: str) -> 
         _numbered(rows),
         np.zeros((len(source), 2), dtype=np.int64),
         {index: f"category {said[index]!r}" for index in np.flatnonzero(coded.codes_N < 0).tolist()},
+        unusable=unusable,
     )
 
 
@@ -156,10 +158,10 @@ def _members(cell: dict | list | None, name: str) -> list:
 
 def _corners(given: object, bbox_format: str) -> list[float]:
     """Left, top, right, bottom; nan if there are no four numbers."""
-    values = list(given) if isinstance(given, list | tuple) else []
-    if len(values) != 4 or any(value is None for value in values):
+    try:
+        left, top, third, fourth = map(float, given if isinstance(given, list | tuple) else ())
+    except (TypeError, ValueError, OverflowError):
         return [float("nan")] * 4
-    left, top, third, fourth = (float(value) for value in values)
     return [left, top, left + third, top + fourth] if bbox_format == "coco" else [left, top, third, fourth]
 
 

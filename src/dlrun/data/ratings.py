@@ -1,4 +1,4 @@
-"""Ratings or bare interactions of users with items: csv, parquet, json lines, or lines of `user item rating time`."""
+"""Ratings or bare interactions of users with items: tables, the hub, or lines of `user item rating time`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
 from dlrun.data._assemble import spec_of
 from dlrun.data._bad import BadRows
-from dlrun.data._interactions import Wanted, read_interactions
+from dlrun.data._interactions import Wanted, interactions_source, read_interactions
 from dlrun.data._ratings import Settings, assemble, check
 from dlrun.data._ratings_inputs import RatingsInputs
 from dlrun.data._splits import HoldOut
@@ -17,6 +17,9 @@ def build(
     tools: Tools,
     *,
     path: str = "",
+    config: str | None = None,
+    revision: str | None = None,
+    splits: dict | None = None,
     user: str | None = None,
     item: str | None = None,
     rating: str | None = None,
@@ -40,7 +43,11 @@ def build(
     """What users had to do with which items, to rank items for users or to predict ratings.
 
     Settings:
-        path: a table (csv, parquet, json lines), or a plain file whose lines are user, item and perhaps rating, time.
+        path: a table (csv, parquet, json lines), a plain file whose lines are user, item and perhaps rating, time, or
+            ORG/NAME on the hub.
+        config: which of the hub data set's configurations; needed where it has several.
+        revision: a commit, tag or branch of the hub data set; its newest unless set.
+        splits: {train: NAME}, the split or file whose rows are taken where there are several.
         user: the users' column; guessed.
         item: the items' column; guessed.
         rating: the ratings' column; guessed.
@@ -50,7 +57,7 @@ def build(
             interactions of all, random any (explicit only); auto is leave_one_out, or random where explicit.
         history: items a user had before, at most, that a model sees; 0 for models that see the user only.
         negatives: items a user never had that each held-out item is ranked among, at least 1.
-        min_rating: of implicit feedback, rows with lower ratings are left out.
+        min_rating: of implicit feedback, rows with lower ratings or none are left out.
         min_user_count: users with fewer interactions are left out.
         min_item_count: items with fewer interactions are left out.
         valid_users: held-out items that are ranked in validation, at most; all unless set.
@@ -67,12 +74,15 @@ def build(
     bad = BadRows(on_bad, max_bad)
     settings = Settings(
         feedback, split, HoldOut(seed, valid_fraction, test_fraction), bad, history, negatives, min_rating,
-        min_user_count, min_item_count, valid_users, *features, (user or "user", item or "item"),
+        min_user_count, min_item_count, valid_users, *features,
     )  # fmt: skip
     check(settings)
     wanted = Wanted(user, item, rating, time, *features)
-    found, notes = read_interactions(path, wanted, feedback == "explicit", bad)
-    return assemble(found, settings, spec_of(tools), notes)
+    source, notes = interactions_source(path, config, revision, splits, bad)
+    is_compared = min_rating is not None
+    ratings_are = "predicted" if feedback == "explicit" else "compared" if is_compared else "unused"
+    found, guesses = read_interactions(source, wanted, ratings_are, bad)
+    return assemble(found, settings, spec_of(tools), [*notes, *guesses])
 
 
 def inputs(spec: DataSpec) -> Inputs:

@@ -68,7 +68,8 @@ def build(
         fields["target"] = steering_N[:, None].astype(np.float32)
         sizes["targets"] = 1
     field, labels = ("mask", _CLASSES) if target == "mask" else ("target", ("steering",))
-    assets = {"kind": "image", "image_column": "image", "image_size": list(size)}
+    other = {"targets": "data.target=steering"} if target == "mask" else {"pixel_classes": "data.target=mask"}
+    assets = {"kind": "image", "image_column": "image", "image_size": list(size), "given_by": other}
     draft = DataSpec(("image",), field, sizes, {"image": (3, *size)}, labels, assets)
     return made_dataset(tools, fields, parts, draft, notes)
 

@@ -68,7 +68,8 @@ def build(
         fields |= {"boxes": scenes.boxes, "box_labels": scenes.labels, "box_crowd": no_crowd}
         sizes |= {"box_classes": 10, "boxes": most_digits}
     labels = (*(("ground",) if target == "mask" else ()), *map(str, range(10)))
-    assets = {"kind": "image", "image_column": "image", "image_size": image_size}
+    other = {"box_classes": "data.target=boxes"} if target == "mask" else {"pixel_classes": "data.target=mask"}
+    assets = {"kind": "image", "image_column": "image", "image_size": image_size, "given_by": other}
     draft = DataSpec(("image",), target, sizes, {"image": (channels, *size)}, labels, assets)
     return made_dataset(tools, fields, parts, draft, [])
 

@@ -9,6 +9,7 @@ import numpy as np
 from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
 from dlrun.data._assemble import spec_of
 from dlrun.data._bad import BadRows
+from dlrun.data._mixed_cells import MOSTLY, is_text, read_numbers, share_of_numbers
 from dlrun.data._series import SeriesInputs, Table, Windows, assemble
 from dlrun.data._source import Source
 from dlrun.data._text_labels import class_column, read_classes
@@ -67,8 +68,8 @@ def build(
         target_columns = [columns[place] for place in known.assets["targets"]]
         held, repeats = known.sizes["window"], known.assets.get("season", 1)
         windows = Windows(held, known.sizes.get("horizon", 1), stride, repeats, valid_fraction, test_fraction)
-    table = _table(source, columns, target_columns, target, known, bad)
-    dataset = assemble(table, windows, tools, [*notes, *bad.notes()])
+    table, guesses = _table(source, columns, target_columns, target, known, bad)
+    dataset = assemble(table, windows, tools, [*notes, *guesses, *bad.notes()])
     if known is None and target is not None:
         dataset.spec.assets["target_column"] = target
     return dataset
@@ -86,7 +87,8 @@ def _table(
     target: str | None,
     known: DataSpec | None,
     bad: BadRows,
-) -> Table:
+) -> tuple[Table, list[str]]:
+    """The table, and sentences for what was guessed."""
     labels = None
     if target is not None:
         if target_columns and known is None:
@@ -94,25 +96,45 @@ def _table(
                 "data.target and data.target_columns are both set", "a class: target; forecasts: the other"
             )
         class_column(source, target)
-        labels = read_classes({"train": source}, target, known)
-    names = _columns(source, columns, target_columns, target)
-    values_NC = np.stack([_numbers(source, name) for name in names], axis=1)
-    is_bad_N = np.logical_not(np.isfinite(values_NC).all(axis=1))
-    for row in np.flatnonzero(is_bad_N).tolist():
-        column = names[int(np.argmin(np.isfinite(values_NC[row])))]
-        bad.report(source.place(row), f"there is no finite number in column '{column}'")
+        labels = read_classes({"train": source}, target, known, bad)
+    names, notes = _columns(source, columns, target_columns, target)
+    values_NC, is_bad_N = _values(source, names, bad)
     targets = tuple(names.index(name) for name in (target_columns or names)) if target is None else ()
     values_NC = np.where(is_bad_N[:, None], 0.0, values_NC)
     if labels is None:
-        return Table(source.name, tuple(names), values_NC, targets, is_bad_N)
-    return Table(source.name, tuple(names), values_NC, (), is_bad_N, labels.by_source["train"], labels.names)
+        return Table(source.name, tuple(names), values_NC, targets, is_bad_N), notes
+    classes_N = labels.by_source["train"]
+    is_bad_N |= classes_N < 0
+    return Table(source.name, tuple(names), values_NC, (), is_bad_N, classes_N, labels.names), notes
 
 
-def _columns(source: Source, columns: list | None, target_columns: list | None, target: str | None) -> list[str]:
-    """The columns of a window: those named, and those foretold. Raises DlrunError for one that is not there."""
+def _values(source: Source, names: list[str], bad: BadRows) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [N, C], and which rows [N] have no finite number in each column, which are bad."""
+    read = {name: read_numbers(source.table.column(name), frozenset()) for name in names}
+    values_NC = np.stack([found.values for found in read.values()], axis=1)
+    is_bad_N = np.logical_not(np.isfinite(values_NC).all(axis=1))
+    for row in np.flatnonzero(is_bad_N).tolist():
+        column = names[int(np.argmin(np.isfinite(values_NC[row])))]
+        said = read[column].bad.get(row)
+        reason = f"there is no finite number in column '{column}'"
+        bad.report(source.place(row), reason if said is None else f"'{said}' in column '{column}' is no number")
+    return values_NC, is_bad_N
+
+
+def _columns(
+    source: Source, columns: list | None, target_columns: list | None, target: str | None
+) -> tuple[list[str], list[str]]:
+    """The columns of a window, which are those named and those foretold, and sentences for what was guessed.
+
+    Raises: DlrunError for a column that is not there, or holds no number.
+    """
+    notes = []
     if columns is None:
-        names = [name for name in source.columns if _is_number(source, name) and name.lower() not in _ROW_NUMBERS]
-        names = [name for name in names if name != target]
+        others = [name for name in source.columns if name != target]
+        names = [name for name in others if _share(source, name) >= MOSTLY and name.lower() not in _ROW_NUMBERS]
+        left = [name for name in others if name not in names]
+        notes = [f"columns: {', '.join(names)} (guessed; data.columns)"] if names else []
+        notes += [f"not in a window: {', '.join(left)} (guessed; data.columns)"] if left else []
     else:
         names = [str(name) for name in columns]
     for setting, chosen in (("columns", names), ("target_columns", [str(name) for name in target_columns or ()])):
@@ -120,7 +142,7 @@ def _columns(source: Source, columns: list | None, target_columns: list | None, 
             if name not in source.columns:
                 hint = did_you_mean(name, source.columns)
                 raise DlrunError(f"data.{setting}: {source.name} has no column '{name}'", hint)
-            if not _is_number(source, name):
+            if not _share(source, name):
                 kind = source.table.column(name).type
                 raise DlrunError(f"data.{setting}: {source.name}: column '{name}' holds {kind}; numbers are needed")
     names += [str(name) for name in target_columns or () if name not in names]
@@ -128,18 +150,15 @@ def _columns(source: Source, columns: list | None, target_columns: list | None, 
         raise DlrunError(
             f"data.columns: {source.name}: {names} are no different columns of numbers", "'data.columns=[…]'"
         )
-    return names
+    return names, notes
 
 
-def _is_number(source: Source, name: str) -> bool:
+def _share(source: Source, name: str) -> float:
+    """Of a column's cells, the share that are numbers."""
     import pyarrow.types as types
 
-    kind = source.table.column(name).type
-    return types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
-
-
-def _numbers(source: Source, name: str) -> np.ndarray:
-    """float64 [N]; NaN where there is none."""
-    import pyarrow.compute as pc
-
-    return pc.fill_null(pc.cast(source.table.column(name), "float64", safe=False), float("nan")).to_numpy()
+    cells = source.table.column(name)
+    kind = cells.type
+    if is_text(kind):
+        return share_of_numbers(cells, frozenset())
+    return float(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))

@@ -16,6 +16,7 @@ from dlrun.data._source import Source
 from dlrun.data._spectrogram import Spectrogram
 from dlrun.data._splits import HoldOut
 from dlrun.data._text_labels import class_column
+from dlrun.data._whisper_frames import Frames, WhisperFrames, frames_from
 from dlrun.errors import DlrunError
 
 _TRANSCRIPTS = ("transcription", "transcript", "text", "sentence", "normalized_text")
@@ -41,7 +42,7 @@ def build(
     join_rounds: int = 1,
     sample_rate: int = 16000,
     max_seconds: float = 30.0,
-    features: Literal["log_mel", "mfcc", "samples"] = "log_mel",
+    features: Literal["log_mel", "mfcc", "whisper", "samples"] = "log_mel",
     window_ms: float = 25.0,
     hop_ms: float = 10.0,
     bands: int = 40,
@@ -76,13 +77,14 @@ def build(
         join_rounds: utterances that each training recording is in.
         sample_rate: Hz that all recordings are resampled to.
         max_seconds: a longer recording is a bad row.
-        features: log_mel, the logarithm of the power in each mel band, mfcc, the cepstrum of that, or samples, the
-            recording itself, for a model that makes its own.
+        features: log_mel, the logarithm of the power in each mel band, mfcc, the cepstrum of that, whisper, the frames
+            that published Whisper weights know, or samples, the recording itself, for a model that makes its own.
         window_ms: length of a frame's window.
         hop_ms: from the beginning of a frame to that of the next.
         bands: mel bands.
         coefficients: of the cepstrum.
-        normalise: by mean and deviation of each number over the training rows, or over each recording.
+        normalise: by mean and deviation of each number over the training rows, or over each recording; frames of
+            whisper are left as they are.
         valid_fraction: share of the training rows held out if no valid split is given, in [0, 1).
         test_fraction: the same for the test split.
         valid_size: rows held out for valid, instead of the fraction.
@@ -94,10 +96,16 @@ def build(
     """
     library()
     known = spec_of(tools)
-    kind = "log_mel" if features == "samples" else features
-    spectrogram = Spectrogram.of_settings(kind, sample_rate, window_ms, hop_ms, bands, coefficients)
+    if features == "whisper" and normalise == "recording":
+        raise DlrunError("data.normalise: frames of data.features=whisper have a scale of their own", "leave it out")
+    spectrogram: Frames
     if known is not None:
-        spectrogram = Spectrogram(**known.assets["spectrogram"])
+        spectrogram = frames_from(known.assets["spectrogram"])
+    elif features == "whisper":
+        spectrogram = WhisperFrames.of_settings(sample_rate, window_ms, hop_ms, bands)
+    else:
+        kind = "log_mel" if features == "samples" else features
+        spectrogram = Spectrogram.of_settings(kind, sample_rate, window_ms, hop_ms, bands, coefficients)
     seed = tools.seed if split_seed is None else split_seed
     hold_out = HoldOut(seed, valid_fraction, test_fraction, valid_size, test_size, train_size)
     if not max_seconds > 0:

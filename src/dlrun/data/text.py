@@ -102,7 +102,10 @@ def build(
     if not labels:
         target, guessed = class_column(sources.get("train") or next(iter(sources.values())), target)
         guesses = [*guesses, *guessed]
-    read = read_label_lists(sources, labels, known) if labels else read_classes(sources, str(target), known)
+    if labels:
+        read = read_label_lists(sources, labels, known)
+    else:
+        read = read_classes(sources, str(target), known, settings.bad)
     given = _rows(sources, columns, read.by_source, settings.bad)
     return assemble(given, read.names, columns, str(target), settings, tools, [*notes, *guesses])
 

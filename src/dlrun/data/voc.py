@@ -6,10 +6,9 @@ from typing import Literal
 
 from dlrun.contracts import Dataset, DataSpec, Inputs, Tools
 from dlrun.data._assemble import Settings, spec_of
-from dlrun.data._detection import assemble_boxes, bad_boxes
+from dlrun.data._detection import assemble_boxes, bad_boxes, open_boxes
 from dlrun.data._inputs import make_inputs
 from dlrun.data._splits import HoldOut
-from dlrun.data._tree import open_tree
 from dlrun.data._voc import choose_splits, find_layout, read_split
 
 
@@ -62,9 +61,9 @@ def build(
         std: as mean.
     """
     known = spec_of(tools)
-    tree = open_tree(path)
+    tree = open_boxes(path)
     layout = find_layout(tree)
-    chosen, notes = choose_splits(layout, splits, needs_train=known is None)
+    chosen, notes = choose_splits(layout, splits, known is None, on_bad)
     seed = tools.seed if split_seed is None else split_seed
     hold_out = HoldOut(
         seed, valid_fraction, test_fraction, valid_size, test_size, train_size, blocks, valid_blocks, test_blocks

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlrun.contracts import Outputs
 from dlrun.errors import DlrunError
+from dlrun.metrics.by_class import line_by_class
 
 _COLUMNS = 9  # example, is it a truth?, class, score, left, top, width, height, is it a crowd?
 _AREAS = ("all", "small", "medium", "large")  # below 32 x 32 pixels, below 96 x 96, and above
@@ -34,11 +35,11 @@ class AveragePrecision:
 
     Reads boxes [N, D, 4] (left, top, right, bottom), scores [N, D] and labels [N, D] (-1 after the last), and
     true_boxes [N, K, 4], true_labels [N, K] (-1 after the last) and perhaps true_crowd [N, K]; outputs without truth
-    count for nothing. Needs every example at once: see contracts.Gathered.
+    count for nothing. Needs every example at once: see contracts.Gathered. labels: the classes' names.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
+    def __init__(self, num_classes: int, labels: Sequence[str] = ()) -> None:
+        self._num_classes, self._labels = num_classes, labels
         self._parts: list[Tensor] = []
         self._evaluated: dict[str, np.ndarray] | None = None
 
@@ -84,10 +85,20 @@ class AveragePrecision:
         return values
 
     def tables(self) -> dict[str, list]:
-        """{"ap50_by_class": [C]}, None for a class without true boxes."""
-        precision_RC = self._result()["precision"][0, ..., 0, -1]
-        by_class = [_mean(precision_R) for precision_R in precision_RC.T]
-        return {"ap50_by_class": [None if value != value else value for value in by_class]}
+        """{"ap_by_class": [C], "ap50_by_class": [C], "ap75_by_class": [C]}, None for a class without true boxes, and
+        where there is one that has some "signatures": what was counted, and a line of the values by class."""
+        precision_TRC = self._result()["precision"][..., 0, -1]
+        each = {"ap": precision_TRC, "ap50": precision_TRC[:1], "ap75": precision_TRC[5:6]}
+        found = {name: _by_class(precision) for name, precision in each.items()}
+        return {f"{name}_by_class": values for name, values in found.items()} | self._signatures(found)
+
+    def _signatures(self, found: Mapping[str, list[float | None]]) -> dict[str, list[str]]:
+        counted, classes = sum(value is not None for value in found["ap"]), self._num_classes
+        if not counted:
+            return {}
+        over = f"{counted} classes" if counted == classes else f"{counted} of {classes} classes"
+        said = f"AP over {over} (COCO's: at overlaps 0.5 to 0.95, at most 100 detections of a class in a picture)"
+        return {"signatures": [said, *(line_by_class(name, values, self._labels) for name, values in found.items())]}
 
     def _result(self) -> dict[str, np.ndarray]:
         """precision [T, R, C, A, M] and recall [T, C, A, M] over overlaps, recalls, classes, areas and most detections;
@@ -137,6 +148,12 @@ def _truth(row: Sequence[float]) -> dict[str, Any]:
 
 def _silent(*_: object) -> None:
     return None
+
+
+def _by_class(precision_TRC: np.ndarray) -> list[float | None]:
+    """[C] means over overlaps and recalls."""
+    each = [_mean(precision_TRC[..., index]) for index in range(precision_TRC.shape[-1])]
+    return [None if value != value else value for value in each]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -18,6 +18,7 @@ class Ranking:
     and mrr (the mean of 1 / rank); of one true item each, so that the best DCG is 1.
 
     field: of the outputs, "scores" [N, C], the true item's first, or "rank" [N], from 1.   suffix: of the names.
+    How many of scores there were is in `tables`: a number among few is not one among all.
     Outputs without the field count for nothing.
     Source: He et al. 2017, "Neural Collaborative Filtering", section 4.1; Kang and McAuley 2018, section IV-C.
     """
@@ -25,12 +26,14 @@ class Ranking:
     def __init__(self, ks: Sequence[int], field: str = "scores", suffix: str = "") -> None:
         self._ks, self._field, self._suffix = tuple(ks), field, suffix
         self._sums = Sums(2 + 2 * len(self._ks))  # examples, reciprocal ranks, then hits and gains of each k
+        self._num_others = 0  # that the true item was ranked among, where there were scores
 
     def update(self, outputs: Outputs) -> None:
         """Add a batch's sums."""
         if self._field not in outputs.fields:
             return
         given = outputs.fields[self._field]
+        self._num_others = given.shape[1] - 1 if given.dim() == 2 else 0
         rank_N = (rank_of_first(given) if given.dim() == 2 else given).double()
         gain_N = 1 / torch.log2(1 + rank_N)
         sums = [torch.ones_like(rank_N).sum(), (1 / rank_N).sum()]
@@ -50,6 +53,13 @@ class Ranking:
         for index, k in enumerate(self._ks):
             values |= {f"hr_{k}": mean(hits[2 * index]), f"ndcg_{k}": mean(hits[2 * index + 1])}
         return {f"{name}{self._suffix}": value for name, value in values.items()}
+
+    def tables(self) -> dict[str, list]:
+        """{"signatures": what the item was ranked among}, where that was a sample."""
+        if not self._num_others:
+            return {}
+        names = ", ".join(name for k in self._ks for name in (f"hr_{k}", f"ndcg_{k}"))
+        return {"signatures": [f"{names}, mrr: of each item among itself and {self._num_others:,} sampled ones"]}
 
 
 def rank_of_first(scores_NC: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,16 +15,16 @@ from dlrun.metrics.reduce import Sums
 
 class Regression:
     """loss (mean over targets), mse, rmse (mean over targets of the root of each's), mae, and r2 (mean over targets of
-    the share of variance explained).
+    the share of variance explained). Of several targets also each but the loss by itself, as mse_NAME.
 
     Reads the fields prediction [N, T] and target [N, T]; outputs without targets count for nothing.
-    elementwise: the loss of each target, (prediction, target) -> same shape.
+    names: of the targets.   elementwise: the loss of each target, (prediction, target) -> same shape.
     r2 of a target that never varies is 1 if it is always hit and else 0, as in scikit-learn.
     """
 
-    def __init__(self, num_targets: int, elementwise: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._elementwise = elementwise
-        self._sums = Sums(6, num_targets)  # examples, loss, squared errors, absolute errors, targets, squared targets
+    def __init__(self, names: Sequence[str], elementwise: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._names, self._elementwise = names, elementwise
+        self._sums = Sums(6, len(names))  # examples, loss, squared errors, absolute errors, targets, squared targets
 
     def update(self, outputs: Outputs) -> None:
         """Add a batch's sums."""
@@ -46,11 +46,15 @@ class Regression:
         # Sums of squares cancel to about 1e-16 of themselves: below that a target does not vary.
         varies_T = variation_T > 1e-12 * target_squared_T
         r2_T = torch.where(varies_T, 1 - squared_T / variation_T, (squared_T == 0).double())
-        means = {
-            "loss": loss_T / count_T,
+        if not count_T.sum():
+            r2_T = torch.full_like(r2_T, torch.nan)
+        by_target = {
             "mse": squared_T / count_T,
             "rmse": (squared_T / count_T).sqrt(),
             "mae": absolute_T / count_T,
+            "r2": r2_T,
         }
-        r2 = r2_T.mean().item() if count_T.sum() else float("nan")
-        return {name: mean_T.mean().item() for name, mean_T in means.items()} | {"r2": r2}
+        values = {name: value_T.mean().item() for name, value_T in {"loss": loss_T / count_T, **by_target}.items()}
+        for target, label in enumerate(self._names if len(self._names) > 1 else ()):
+            values |= {f"{name}_{label}": value_T[target].item() for name, value_T in by_target.items()}
+        return values

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from dlrun.contracts import IGNORED, Outputs
 from dlrun.errors import DlrunError, Exit
+from dlrun.metrics.by_class import line_by_class
 from dlrun.metrics.reduce import Sums
 
 _VALUES = 256  # of a pixel of a mask
@@ -30,10 +31,13 @@ class Segmentation:
     that occur in the truth. (scikit-learn: jaccard_score and balanced_accuracy_score.)
 
     Reads the fields log_probabilities [N, C, h, w] and mask [N, H, W]; outputs without masks count for nothing.
+    labels: the classes' names.   ignored: the values of masks that do not count. Both are for the lines in `tables`.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, labels: Sequence[str] = (), ignored: Sequence[int] = ()) -> None:
         self._num_classes = num_classes
+        self._labels, self._ignored = labels, ignored
+        self._sizes: dict[tuple[int, ...], None] = {}  # height and width of masks, in the order they came
         self._counts = Sums(num_classes, num_classes)  # pixels; the row is the true class, the column the predicted one
         self._loss = Sums(1)
 
@@ -45,6 +49,7 @@ class Segmentation:
         masks_NHW = outputs.fields.get("mask")
         for index in range(0 if masks_NHW is None else len(masks_NHW)):
             mask_HW = masks_NHW[index]  # type: ignore[index]
+            self._sizes[tuple(mask_HW.shape)] = None
             log_probabilities_CHW = resized(outputs.fields["log_probabilities"][index], mask_HW.shape)
             self._counts.add(self._confusion(log_probabilities_CHW, mask_HW))
             # Between two pixels probabilities no longer sum to 1; cross_entropy makes them, again.
@@ -85,10 +90,20 @@ class Segmentation:
         return {name: value.item() for name, value in values.items()}
 
     def tables(self) -> dict[str, list]:
-        """{"confusion": pixels [C][C], "iou": of each class [C], None for one that is neither there nor predicted}."""
+        """{"confusion": pixels [C][C], "iou": of each class [C], None for one that is neither there nor predicted, and
+        where there were masks "signatures": what was counted, and a line of the values by class}."""
         counts_CC = self._counts.on_cpu()
         iou = [None if value != value else value for value in intersection_over_union(counts_CC).tolist()]
-        return {"confusion": counts_CC.long().tolist(), "iou": iou}
+        return {"confusion": counts_CC.long().tolist(), "iou": iou} | self._signatures(iou)
+
+    def _signatures(self, iou: list[float | None]) -> dict[str, list[str]]:
+        if not self._sizes:
+            return {}
+        counted = sum(value is not None for value in iou)
+        classes = f"{counted} classes" if counted == len(iou) else f"{counted} of {len(iou)} classes"
+        sizes = " and ".join(f"{width} x {height}" for height, width in self._sizes)
+        ignored = f", ignoring {', '.join(map(str, self._ignored))}" if self._ignored else ""
+        return {"signatures": [f"mean IoU over {classes} at {sizes}{ignored}", line_by_class("iou", iou, self._labels)]}
 
 
 def intersection_over_union(counts_CC: Tensor) -> Tensor:

@@ -65,14 +65,15 @@ class Translation:
     """bleu and chrf, 0 to 100, as sacrebleu counts them over the whole corpus; their signatures are in `tables`.
 
     Reads text and reference, uint8 [N, L] each (see tokens.to_bytes); outputs without either count for nothing.
+    lowercase: capitals of both count as small letters, where what says the texts knows no others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lowercase: bool = False) -> None:
         require("BLEU", "sacrebleu")
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
 
-        self._metrics: dict[str, Any] = {"bleu": BLEU(), "chrf": CHRF()}
+        self._metrics: dict[str, Any] = {"bleu": BLEU(lowercase=lowercase), "chrf": CHRF(lowercase=lowercase)}
         # BLEU: both lengths, then matches and totals of 1- to 4-grams. chrF: three counts of 1- to 6-grams.
         self._sums = {"bleu": Sums(10), "chrf": Sums(18)}
 

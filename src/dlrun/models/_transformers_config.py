@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from dlrun import pretrained
 from dlrun.contracts import DataSpec
 from dlrun.errors import DlrunError, Exit, did_you_mean
+from dlrun.tokens import FILE as TOKENIZER
+from dlrun.tokens import Tokenizer
 
 # Settings of every config that are the data's, ours, or say nothing of the architecture.
 _NOT_SETTINGS = {
@@ -27,7 +30,8 @@ KEPT_AS = "architecture.json"  # among the files of a run
 
 
 def quieten() -> None:
-    """Import the transformers library, and tell it to be quiet."""
+    """Import the transformers library, and tell it to be quiet, and torch of the library's classes."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -190,9 +194,24 @@ def _check_length(spec: DataSpec, config: Any, name: str) -> None:
 
 
 def _check_vocabulary(spec: DataSpec, config: Any, source: str) -> None:
+    """Raises: DlrunError unless the folder's weights know the data's tokens by their numbers. A run that stands on such
+    a folder keeps its description, and is not asked again."""
+    hint = f"data.tokenizer=pretrained data.pretrained={source}"
     largest = max(spec.size("vocabulary"), spec.sizes.get("target_vocabulary", 0))
     if largest > config.vocab_size:
+        raise DlrunError(f"model: {source} knows {config.vocab_size} tokens; the data's vocabulary has {largest}", hint)
+    if KEPT_AS in spec.files or TOKENIZER not in spec.files:
+        return
+    tokenizer = Tokenizer.from_json(spec.files[TOKENIZER])
+    if tokenizer.kind != "pretrained" and not _is_own(tokenizer, source):
         raise DlrunError(
-            f"model: {source} knows {config.vocab_size} tokens; the data's vocabulary has {largest}",
-            f"data.tokenizer=pretrained data.pretrained={source}",
+            f"model: the weights of {source} know tokens by other numbers than this data's own vocabulary "
+            f"({tokenizer.kind})",
+            hint,
         )
+
+
+def _is_own(tokenizer: Tokenizer, source: str) -> bool:
+    """Whether a vocabulary is the one that lies in a folder; a run of ours that was exported wrote its own there."""
+    file = pretrained.folder(source, "model.path", [TOKENIZER]) / TOKENIZER
+    return file.is_file() and Tokenizer.pretrained(str(file)).to_json() == tokenizer.to_json()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
+from dlrun.errors import DlrunError
 from dlrun.models import _layers, _recommender, _transformer
 
 
@@ -86,6 +87,8 @@ def build(
     _layers.require(0 <= dropout < 1, "dropout", dropout, "a number in [0, 1)")
     _layers.require(std > 0, "std", std, "a number above 0")
     given = _recommender.facts(spec)
+    if "history" not in spec.sizes:
+        raise DlrunError("this model reads what a user had before; this data has no histories", "data.history=50")
     items = _recommender.embedding(given.num_items, width, std)
     positions = nn.Embedding(spec.size("history"), width)
     nn.init.normal_(positions.weight, std=std)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from dlrun.contracts import DataSpec
 from dlrun.errors import DlrunError
-from dlrun.models import _layers, _transformers_config, _transformers_names
+from dlrun.models import _layers, _text, _transformers_config, _transformers_names
 from dlrun.models._transformers_networks import Layers, cache_of, layers_of
 
 _BOUNDARY = 0  # begins and ends a transcript: no character has this number
 _FRAMES_A_PLACE = 2  # the second convolution halves them
+_LEAST = -1.5  # of the published weights' frames: those of no sound at all
 _SAID = 448  # places of the published decoders
 # Skipped layers and masks of the library are drawn from generators of their own: a run would not be the same again.
 _STILL = {"apply_spec_augment": False, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
@@ -39,14 +40,16 @@ class Heard:
 
 class Whisper(nn.Module):
     """The library's network. Its encoder always takes as many frames; what is missing is silence, 0, and no mask says
-    so: an example is read alike in every batch. Of a longer recording the beginning is heard."""
+    so: an example is read alike in every batch. Of a longer recording the beginning is heard.
+
+    has_own_frames: they are those of the published weights, whose silence is 2 below an example's largest number."""
 
     architecture = "whisper"
     is_causal = True
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, *, has_own_frames: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.has_own_frames = network, has_own_frames
 
     def forward(self, spectrogram_BTF: Tensor, frames_B: Tensor, tokens_BS: Tensor | None = None) -> Tensor:
         """Logits [B, S, V] of the token after each; of the first one [B, 1, V] where no tokens are given.
@@ -56,13 +59,17 @@ class Whisper(nn.Module):
         if tokens_BS is None:
             tokens_BS = torch.full_like(frames_B[:, None], _BOUNDARY)
         self._require(tokens_BS.shape[1])
-        return self.network(self._heard(spectrogram_BTF), decoder_input_ids=tokens_BS, use_cache=False).logits
+        return self.network(self._heard(spectrogram_BTF, frames_B), decoder_input_ids=tokens_BS, use_cache=False).logits
 
-    def _heard(self, spectrogram_BTF: Tensor) -> Tensor:
+    def _heard(self, spectrogram_BTF: Tensor, frames_B: Tensor) -> Tensor:
         """[B, F, L]: cut, or filled up with silence."""
         frames = _FRAMES_A_PLACE * self.network.config.max_source_positions
-        x_BTF = spectrogram_BTF[:, :frames]
-        return nn.functional.pad(x_BTF, (0, 0, 0, frames - x_BTF.shape[1])).transpose(1, 2)
+        x_BTF = nn.functional.pad(spectrogram_BTF, (0, 0, 0, max(0, frames - spectrogram_BTF.shape[1])))
+        if self.has_own_frames:
+            is_silence_BT1 = ~_text.is_token(x_BTF, frames_B)[..., None]
+            silence_B11 = x_BTF.masked_fill(is_silence_BT1, float("-inf")).amax((1, 2), keepdim=True) - 2
+            x_BTF = torch.where(is_silence_BT1, silence_B11.clamp(min=_LEAST), x_BTF)
+        return x_BTF[:, :frames].transpose(1, 2)
 
     def _require(self, count: int) -> None:
         most = self.network.config.max_target_positions
@@ -75,7 +82,7 @@ class Whisper(nn.Module):
     @torch.no_grad()
     def start(self, spectrogram_BTF: Tensor, frames_B: Tensor, tokens_B: Tensor) -> tuple[Tensor, Heard]:
         """Logits [B, V] after the first token, and the recording as it was read."""
-        encoded_BLD = self.network.get_encoder()(self._heard(spectrogram_BTF)).last_hidden_state
+        encoded_BLD = self.network.get_encoder()(self._heard(spectrogram_BTF, frames_B)).last_hidden_state
         return self.step(tokens_B, Heard(encoded_BLD, (), ()))
 
     @torch.no_grad()
@@ -142,9 +149,10 @@ def build(
         if config.num_mel_bins != spec.size("features"):
             raise DlrunError(
                 f"model: {path} hears {config.num_mel_bins} bands; this data has {spec.size('features')}",
-                f"data.features=log_mel data.bands={config.num_mel_bins}",
+                f"data.features=whisper data.bands={config.num_mel_bins}",
             )
-    model: Any = Whisper(_network(config, given))
+    has_own_frames = spec.assets.get("spectrogram", {}).get("scale") == "whisper"
+    model: Any = Whisper(_network(config, given), has_own_frames=has_own_frames)
     if description is not None:
         model.source, model.files = path, {_transformers_config.KEPT_AS: description}
     return model

@@ -30,6 +30,7 @@ class CausalTask:
     goal = Goal("loss", "min")
     additive = True
     unit = "tokens"
+    hub_kind = "text-generation"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

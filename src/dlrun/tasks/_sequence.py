@@ -42,6 +42,11 @@ class SequenceTask:
     additive = True
     unit = "tokens"
 
+    @property
+    def hub_kind(self) -> str:
+        """See contracts.hub_kind."""
+        return "summarization" if self.with_lead else "translation"
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The vocabulary of the texts said."""

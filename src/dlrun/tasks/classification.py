@@ -57,6 +57,7 @@ class ClassificationTask:
 
     goal = Goal("accuracy", "max")
     additive = True
+    hub_kind = "{}-classification"
 
     def count(self, batch: Batch) -> int:
         """Examples in this batch."""

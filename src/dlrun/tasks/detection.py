@@ -65,6 +65,7 @@ class DetectionTask:
     score_threshold: float
     goal: Goal
 
+    hub_kind = "object-detection"
     additive = False  # detectors average over the boxes (or anchors) of a batch, not over its pictures
 
     def count(self, batch: Batch) -> int:
@@ -133,7 +134,7 @@ class DetectionTask:
 
     def metrics(self) -> list[Metric]:
         """ap, ap50, ap75, ar100, and ap_small, ap_medium, ap_large where the truth has such."""
-        return [AveragePrecision(self.num_classes)]
+        return [AveragePrecision(self.num_classes, self.spec.labels)]
 
     def rows(self, outputs: Outputs) -> list[Row]:
         """{"id", "objects": [{"label", "score", "box": [left, top, width, height]}], "truth" where it is known}.
@@ -212,14 +213,28 @@ class DetectionTask:
             yield f"{name}.png", pictures.png_bytes(self._drawn(picture, outputs, index))
 
     def index(self, names: Sequence[str], pictures: Sequence[str], outputs: Outputs) -> tuple[str, Any]:
-        """predictions.json: every detection as COCO lists results, by names instead of numbers:
-        {"file_name", "category", "bbox": [left, top, width, height], "score"}."""
-        found = [
-            {"file_name": name, "category": said["label"], "bbox": said["box"], "score": said["score"]}
-            for index, name in enumerate(pictures)
-            for said in self._objects(outputs, index, least=0.0)
-        ]
-        return "predictions.json", found
+        """predictions.json: every detection as a COCO file has annotations, each with its score; images are numbered
+        by their ids, classes from 1."""
+        ids = outputs.ids.tolist()
+        images = [{"id": example, "file_name": name} for example, name in zip(ids, pictures, strict=True)]
+        for image, size in zip(
+            images, outputs.fields["size"].tolist() if "size" in outputs.fields else (), strict=False
+        ):
+            image |= dict(zip(("height", "width"), size, strict=True))
+        categories = [{"id": index + 1, "name": self._name(index)} for index in range(self.num_classes)]
+        found = [said for index, example in enumerate(ids) for said in self._annotations(outputs, index, example)]
+        return "predictions.json", {"images": images, "categories": categories, "annotations": found}
+
+    def _annotations(self, outputs: Outputs, index: int, example: int) -> list[Row]:
+        """Of one picture. Numbers are those of the places that a model has for detections: no two are the same."""
+        labels, scores, boxes = (outputs.fields[name][index].tolist() for name in ("labels", "scores", "boxes"))
+        found = []
+        for place, (label, score, corners) in enumerate(zip(labels, scores, boxes, strict=True), start=1):
+            if label >= 0:
+                box = _left_top_width_height(corners)
+                said = {"id": example * len(labels) + place, "image_id": example, "category_id": label + 1, "bbox": box}
+                found.append(said | {"area": round(box[2] * box[3], 2), "iscrowd": 0, "score": score})
+        return found
 
 
 def _scale(image_BCHW: Tensor, size_B2: Tensor | None) -> Tensor:

@@ -41,6 +41,7 @@ class MaskedLanguageModelTask:
     goal = Goal("loss", "min")
     additive = True
     unit = "tokens"
+    hub_kind = "fill-mask"
 
     def _hidden(self, batch: Batch) -> Batch:
         """The batch as an augmentation has hidden it, or with what is always hidden of its examples."""

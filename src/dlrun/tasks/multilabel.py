@@ -40,6 +40,7 @@ class MultiLabelTask:
 
     goal = Goal("micro_f1", "max")
     additive = True
+    hub_kind = "{}-classification"
 
     def count(self, batch: Batch) -> int:
         """Examples in this batch."""

@@ -76,6 +76,12 @@ class RankingTask:
         """Ranks among the whole catalogue, too, unless it is never to be."""
         return replace(self, ranks_all=self.catalogue != "never")
 
+    def recommending(self, top_k: int) -> RankingTask:
+        """Says so many items to a user, or all there are. Raises: DlrunError below 1."""
+        if top_k < 1:
+            raise DlrunError(f"--top-k: {top_k} is not at least 1")
+        return replace(self, top_k=min(top_k, self.spec.size("items")))
+
     def count(self, batch: Batch) -> int:
         """Items that were right in this batch."""
         if "targets" not in batch:

@@ -20,9 +20,12 @@ from dlrun.metrics.regression import Regression
 def build(spec: DataSpec, *, loss: Literal["mse", "mae", "huber"] = "mse", huber_delta: float = 1.0) -> RegressionTask:
     """Squared, absolute or Huber error over the targets of the data.
 
+    An error is in units of the target; of several targets, in deviations of each over the training rows, so that none
+    counts for nothing because its unit is large.
+
     Settings:
         loss: mse (squared errors), mae (absolute errors) or huber (squared near zero, absolute beyond)
-        huber_delta: where huber turns from squared to absolute, in units of the target, above 0
+        huber_delta: where huber turns from squared to absolute, in those units, above 0
     """
     if not huber_delta > 0:
         raise DlrunError(f"task.huber_delta: {huber_delta} is not above 0", "try task.huber_delta=1")
@@ -41,6 +44,7 @@ class RegressionTask:
     goal: Goal
 
     additive = True
+    hub_kind = "{}-regression"
 
     def count(self, batch: Batch) -> int:
         """Numbers to be predicted in this batch."""
@@ -53,6 +57,14 @@ class RegressionTask:
         return Loss(self._elementwise()(prediction_BT, target_BT).sum(), self.count(batch))
 
     def _elementwise(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of each of [B, T] numbers."""
+        loss = self._error()
+        if self.num_targets == 1 or "target_std" not in self.spec.assets:
+            return loss
+        std_T = torch.tensor(self.spec.assets["target_std"])
+        return lambda prediction, target: loss(prediction / std_T.to(prediction), target / std_T.to(target))
+
+    def _error(self) -> Callable[[Tensor, Tensor], Tensor]:
         losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "mse": lambda prediction, target: mse_loss(prediction, target, reduction="none"),
             "mae": lambda prediction, target: l1_loss(prediction, target, reduction="none"),
@@ -85,26 +97,32 @@ class RegressionTask:
         return Outputs(batch["id"], fields)
 
     def metrics(self) -> list[Metric]:
-        """loss, mse, rmse, mae and r2."""
-        return [Regression(self.num_targets, self._elementwise())]
+        """loss, mse, rmse, mae and r2; of several targets also mse_NAME … of each."""
+        return [Regression(self._names, self._elementwise())]
 
     def rows(self, outputs: Outputs) -> list[Row]:
-        """{"id", "prediction", "truth" where known}; several targets are a dict by their names."""
+        """{"id", "prediction", "std" between the members of an ensemble, "truth" where known}; several targets are a
+        dict by their names."""
         rows: list[Row] = [
             {"id": example, "prediction": self._named(values)}
             for example, values in zip(outputs.ids.tolist(), outputs.fields["prediction"].tolist(), strict=True)
         ]
+        if "variance" in outputs.fields:
+            for row, values in zip(rows, outputs.fields["variance"].sqrt().tolist(), strict=True):
+                row["std"] = self._named(values)
         if "target" in outputs.fields:
             for row, values in zip(rows, outputs.fields["target"].tolist(), strict=True):
                 row["truth"] = self._named(values)
         return rows
 
     def _named(self, values: list[float]) -> float | dict[str, float]:
-        if self.num_targets == 1:
-            return values[0]
+        return values[0] if self.num_targets == 1 else dict(zip(self._names, values, strict=True))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Of the targets; their numbers where the data does not name them."""
         named = len(self.spec.labels) == self.num_targets
-        names = self.spec.labels if named else tuple(str(index) for index in range(self.num_targets))
-        return dict(zip(names, values, strict=True))
+        return self.spec.labels if named else tuple(str(index) for index in range(self.num_targets))
 
     def pictures(self, batch: Batch, outputs: Outputs) -> list[Any]:
         """An image an example, below it "truth → prediction" of each target; [] for what is no picture."""

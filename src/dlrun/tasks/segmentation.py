@@ -70,6 +70,7 @@ class SegmentationTask:
     auxiliary_weight: float
 
     goal = Goal("mean_iou", "max")
+    hub_kind = "image-segmentation"
 
     @property
     def additive(self) -> bool:
@@ -124,7 +125,7 @@ class SegmentationTask:
 
     def metrics(self) -> list[Metric]:
         """mean_iou, pixel_accuracy, mean_class_accuracy and loss."""
-        return [Segmentation(self.num_classes)]
+        return [Segmentation(self.num_classes, self.spec.labels, self.spec.assets.get("ignored", ()))]
 
     def rows(self, outputs: Outputs) -> list[Row]:
         """{"id", "classes": {label: share of the pixels}, where the truth is known "truth": the same of it and

@@ -47,6 +47,7 @@ class SpeechRecognitionTask:
     goal = Goal("wer", "min")
     additive = True
     unit = "tokens"
+    hub_kind = "automatic-speech-recognition"
 
     @cached_property
     def characters(self) -> Characters:

@@ -69,6 +69,7 @@ class SpeechSequenceTask:
 
     additive = True
     unit = "tokens"
+    hub_kind = "automatic-speech-recognition"
 
     @cached_property
     def characters(self) -> Characters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dlrun.contracts import DataSpec, Goal
+from dlrun.contracts import DataSpec, Goal, Metric
 from dlrun.metrics.text import Translation, require
 from dlrun.tasks import _texts, _token_losses
 from dlrun.tasks._sequence import SequenceTask
@@ -21,6 +21,8 @@ def build(
 ) -> SequenceTask:
     """Cross-entropy of each next token of the translation; BLEU and chrF of what beam search finds.
 
+    A vocabulary of small letters (data.lower) is scored without regard to capitals, as sacrebleu's signature then says.
+
     Settings:
         label_smoothing: share of the target spread over the vocabulary while training, 0 to below 1
         beams: hypotheses kept while a translation is searched; 1 takes the likeliest token each time
@@ -36,4 +38,8 @@ def build(
     )
     wanted = Goal("bleu", "max") if goal == "bleu" else Goal("loss", "min")
     generates = goal == "bleu"
-    return SequenceTask(spec, vocabulary, label_smoothing, generation, wanted, lambda: [Translation()], generates)
+
+    def scores() -> list[Metric]:
+        return [Translation(lowercase=_texts.target_tokenizer(spec).lowers)]
+
+    return SequenceTask(spec, vocabulary, label_smoothing, generation, wanted, scores, generates)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlrun.contracts import NO_TARGET, Augmentation, Batch, Inputs, Split, WithLengths
-from dlrun.errors import DlrunError
+from dlrun.contracts import NO_TARGET, Augmentation, Batch, Inputs, Split, WithLengths, num_tokens
+from dlrun.errors import DlrunError, Exit
 from dlrun.randomness import Draws, permutation
 from dlrun.training.buckets import bucketed
 from dlrun.training.distributed import World
@@ -77,11 +77,35 @@ class Feed:
         return _last_order["order"]
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
-        """Micro-batches of step, step + 1, … on the device, augmented and prepared; without end."""
+        """Micro-batches of step, step + 1, … on the device, augmented and prepared; without end.
+
+        Micro-batches that bad rows left too few of are left out; a step without any takes those of the next that has
+        some, so that a step's examples stay a function of its number.
+        """
         fetch = self._stream(step) if self.workers and not self.split.in_memory else self._in_process(step)
-        for micro_batches in fetch:
-            yield [self._finish(batch, step) for batch in micro_batches]
-            step += 1
+        waiting = 0
+        for fetched in fetch:
+            micro_batches, waiting = self._large_enough(fetched), waiting + 1
+            if not micro_batches and waiting > self.steps_per_epoch:
+                raise DlrunError(
+                    f"data: no batch of {waiting} steps has enough rows that can be read",
+                    "mend the data, or use a larger data.batch_size",
+                    Exit.DATA,
+                )
+            for _ in range(waiting if micro_batches else 0):
+                yield [self._finish(batch, step) for batch in micro_batches]
+                step, waiting = step + 1, waiting - 1
+
+    def _large_enough(self, micro_batches: list[Batch]) -> list[Batch]:
+        """Without those of under two rows (or none, where one was asked for) here or in another process.
+
+        The processes agree, as they share gradients once for each.
+        """
+        if self.split.in_memory:
+            return micro_batches  # bad rows are in no split that is held
+        least = min(2, self.batch_size // (self.world.size * self.accumulate))
+        lacking = self.world.totals(*(len(batch["id"]) < least for batch in micro_batches))
+        return [batch for batch, lacks in zip(micro_batches, lacking, strict=True) if not lacks]
 
     def _in_process(self, step: int) -> Iterator[list[Batch]]:
         while True:
@@ -158,12 +182,14 @@ def chain(augmentations: list[Augmentation]) -> Augmentation | None:
 def placer(device: torch.device, channels_last: bool) -> Callable[[Batch], Batch]:
     """Moves a batch to the device; pictures in channels-last memory format if asked for.
 
-    Targets are counted before: asking the device would wait until it has done all that was asked of it so far.
+    Targets and tokens are counted before: asking the device would wait until it has done all that was asked of it so
+    far.
     """
 
     def place(batch: Batch) -> Batch:
         if device.type != "cpu":
             counted = {"num_targets": (batch["targets"] != NO_TARGET).sum(1)} if "targets" in batch else {}
+            counted |= {"num_tokens": tokens_B} if (tokens_B := num_tokens(batch)) is not None else {}
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()} | counted
         if channels_last:
             batch = {

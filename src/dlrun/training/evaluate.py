@@ -1,13 +1,15 @@
-"""Evaluation: a model over a split, to metrics or to Outputs."""
+"""Evaluation: a model over a split, to metrics or to Outputs, and the files of what metrics show beside numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from dlrun.contracts import Batch, Gathered, Inputs, Outputs, Split, Task, Thorough, WithTables
+from dlrun.runs import write_json
 from dlrun.training.buckets import longest_first
 from dlrun.training.distributed import World
 from dlrun.training.precision import Precision
@@ -68,3 +70,11 @@ def evaluate(
         if tables is not None and isinstance(metric, WithTables):
             tables |= metric.tables()
     return values
+
+
+def write_tables(folder: Path, tables: Mapping[str, list], labels: Sequence[str]) -> None:
+    """confusion.json and report/NAME.json of a run, from what metrics have to show beside numbers."""
+    for name, table in tables.items():
+        path = folder / ("confusion.json" if name == "confusion" else f"report/{name}.json")
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"labels": list(labels), "counts" if name == "confusion" else "values": table})

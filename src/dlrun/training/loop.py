@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from dlrun.contracts import Batch, Schedule, Task
+from dlrun.contracts import Batch, Schedule, Task, processed
 from dlrun.errors import DlrunError, Exit
 from dlrun.training.batches import Feed
 from dlrun.training.metrics_log import MetricsLog
@@ -83,10 +83,12 @@ def fit(engine: Engine) -> Ended:
     progress, optimizer, world = state.progress, state.optimizer, state.world
     clock = Clock(progress.seconds)
     e.model.train()
+    stopped_early = False
     for micro_batches in e.feed.steps_from(progress.step):
         fraction = plan.fraction(progress.step, progress.seconds)
         targets = sum(e.task.count(batch) for batch in micro_batches)
-        targets, votes = world.totals(targets, bool(e.signals) or fraction >= 1.0)
+        done = sum(processed(e.task, batch) for batch in micro_batches)
+        targets, done, votes = world.totals(targets, done, bool(e.signals) or fraction >= 1.0)
         if votes:
             break
         set_learning_rates(e, fraction)
@@ -107,13 +109,14 @@ def fit(engine: Engine) -> Ended:
             state.average.update_parameters(state.model)
         progress.step += 1
         progress.seconds = clock.seconds()
-        e.meter.step(targets)
+        e.meter.step(done)
         report_step(e, micro_batches)
-        if due(progress.step, plan.evaluate_every, plan.total) and evaluate_and_judge(e):
-            return "early stop"
+        if stopped_early := due(progress.step, plan.evaluate_every, plan.total) and evaluate_and_judge(e):
+            break
         if due(progress.step, plan.save_every, plan.total) and e.last_saved != progress.step:
             e.save(False)
-    return ended_by(e.signals)
+    progress.seconds = clock.seconds()  # with the last evaluation, as with those before it
+    return "early stop" if stopped_early else ended_by(e.signals)
 
 
 # ---------------------------------------------------------------- the steps of a step
@@ -255,13 +258,13 @@ class Clock:
 
 
 class RateMeter:
-    """Targets a second in steady state: the first steps, evaluations and saves do not count."""
+    """Tokens or examples a second (contracts.processed) in steady state: first steps and evaluations do not count."""
 
     def __init__(self, skip: int = 5) -> None:
         self._skip, self._count, self._seconds, self._last = skip, 0.0, 0.0, time.perf_counter()
 
     def step(self, count: float) -> None:
-        """One step with so many targets ended now."""
+        """One step that worked on so many ended now."""
         now = time.perf_counter()
         if self._skip > 0:
             self._skip -= 1
@@ -278,5 +281,5 @@ class RateMeter:
 
     @property
     def rate(self) -> float | None:
-        """Targets a second so far, or None before there is anything to say."""
+        """So many a second so far, or None before there is anything to say."""
         return self._count / self._seconds if self._seconds > 0 else None

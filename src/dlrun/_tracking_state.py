@@ -43,12 +43,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Sent:
-    """The content of mirror.json. facts: what `facts_digest` was when MLflow was told; uploaded: file -> digest."""
+    """The content of mirror.json.
+
+    facts: what `facts_digest` was when MLflow was told; described: the digest of params and tags alone.
+    uploaded: file -> digest.
+    """
 
     offset: int = 0
     mlflow_run_id: str | None = None
     artifact_uri: str | None = None
     facts: str = ""
+    described: str = ""
     uploaded: dict[str, str] = field(default_factory=dict)
     refused: str = ""
 
@@ -70,7 +75,13 @@ def read_sent(run_dir: Path) -> Sent:
 
 def facts_digest(run_dir: Path, wanted: Wanted) -> str:
     """Changes when anything but metrics changes, the parent's MLflow id included."""
-    facts = [wanted.params, wanted.tags, wanted.name, parent_mlflow_id(run_dir, wanted), wanted.status, wanted.end_ms]
+    return digest_of(
+        wanted.params, wanted.tags, wanted.name, parent_mlflow_id(run_dir, wanted), wanted.status, wanted.end_ms
+    )
+
+
+def digest_of(*facts: Any) -> str:
+    """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

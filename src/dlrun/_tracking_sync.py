@@ -21,6 +21,7 @@ from dlrun._tracking_state import (
     Wanted,
     clip,
     cut,
+    digest_of,
     facts_digest,
     parent_mlflow_id,
     read_lines,
@@ -98,7 +99,8 @@ class Sender:
                 self._update(refused="")
                 return done
         except Missing as error:
-            self._update(mlflow_run_id=None, offset=0, facts="")  # the store lost the run: the folder is the truth
+            # The store lost the run: the folder is the truth.
+            self._update(mlflow_run_id=None, offset=0, facts="", described="")
             raise Unreachable(str(error)) from error
         except Refused as error:
             self._update(refused=str(error))
@@ -140,23 +142,31 @@ class Sender:
         self._update(mlflow_run_id=mlflow_run_id, artifact_uri=artifact_uri)
 
     def _send_facts(self, client: MlflowClient, wanted: Wanted, digest: str) -> None:
+        self._describe(client, wanted)
+        run_id = str(self.sent.mlflow_run_id)
+        if wanted.status == "RUNNING":
+            client.update_run(run_id, wanted.status, wanted.name or None)
+        else:
+            client.set_terminated(run_id, wanted.status, wanted.end_ms)
+        self._update(facts=digest)
+
+    def _describe(self, client: MlflowClient, wanted: Wanted) -> None:
+        """Params and tags, where they are not what was told: at its end a run has only another status."""
         from mlflow.entities import Param, RunTag
 
         run_id = str(self.sent.mlflow_run_id)
         tags = wanted.tags | {RUN_TAG: wanted.run_id}
         if parent := parent_mlflow_id(self.run_dir, wanted):
             tags[PARENT_TAG] = parent
+        if self.sent.described == (described := digest_of(wanted.params, tags)):
+            return
         params = [Param(key, value) for key, value in wanted.params.items()]
         for start in range(0, len(params), _MAX_PARAMS):
             client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
         run_tags = [RunTag(key, value) for key, value in tags.items()]
         for start in range(0, len(run_tags), _MAX_PARAMS):
             client.log_batch(run_id, tags=run_tags[start : start + _MAX_PARAMS])
-        if wanted.status == "RUNNING":
-            client.update_run(run_id, wanted.status, wanted.name or None)
-        else:
-            client.set_terminated(run_id, wanted.status, wanted.end_ms)
-        self._update(facts=digest)
+        self._update(described=described)
 
     def _send_rows(self, client: MlflowClient, deadline: float | None) -> bool:
         from mlflow.entities import Metric

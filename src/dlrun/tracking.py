@@ -80,11 +80,13 @@ def start_run(
     tags: Mapping[str, Any],
     created_ms: int,
     parent_id: str | None = None,
+    mirrored: bool = False,
 ) -> MlflowRun:
     """Make the folder runs/<id>/artifacts with its tracking.json, and the MLflow run if the store answers.
 
     uri: None for MLFLOW_TRACKING_URI, else the embedded database.  params: nested settings; flattened, cut at
     6,000 characters, secrets redacted.  created_ms: since 1970.  parent_id: the parent's run id.
+    mirrored: a Mirror is started right after, and sends params and tags while the run begins.
     Raises: DlrunError if MLflow knows no such kind of URI, the experiment was deleted in the store (both
     USAGE), or the folder cannot be written (DISK).
     """
@@ -114,7 +116,8 @@ def start_run(
     if made is not None:
         with sync.sending(run_dir):
             Sender(run_dir).adopt(store, run_id, artifact_uri)
-        catch_up(run_dir)
+        if not mirrored:
+            catch_up(run_dir)
     return MlflowRun(run_id, state.read_sent(run_dir).artifact_uri or str(run_dir), made is not None, reason)
 
 

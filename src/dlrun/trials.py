@@ -25,10 +25,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dlrun import build, launch, runs
+from dlrun import build, launch, runs, worker  # warm before the first trial
 from dlrun.config import check
 from dlrun.errors import DlrunError, Exit
 from dlrun.registry import Registry
+from dlrun.training.distributed import choose_device
+from dlrun.training.energy import EnergyMeter
 
 _STEP_SECONDS = 0.5  # between two words on progress
 
@@ -138,8 +140,6 @@ def main() -> None:
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
     line = Line(arguments.call, arguments.token, arguments.name)
     registry, datasets = Registry(arguments.components), build.Datasets()
-    import torch  # noqa: F401 - warm before the first trial
-
     line.say(event="ready")
     while order := line.hear():
         if "look" in order:
@@ -147,13 +147,20 @@ def main() -> None:
         else:
             _train(Path(order["run"]), registry, datasets, line)
         gc.collect()
+        if "run" in order and not gc.get_freeze_count():
+            gc.freeze()  # what the first trial imported stays: looking through it took 0.2 s after every trial
         _free_devices()
 
 
 def _look(folder: Path, registry: Registry, datasets: build.Datasets, line: Line) -> None:
-    """What the config of a folder chases; its data stays here, for the trials."""
+    """What the config of a sweep's folder chases; its data stays here, for the trials."""
     try:
         config = check.read(folder, registry)
+        meter = EnergyMeter(choose_device(config.hardware.device))
+        chased = " ".join(runs.read_json(folder / "sweep.json")["search"]["objectives"])
+        if "energy_joules:" in chased and meter.reading()["joules"] is None:
+            hint = "leave it out, or sweep on a machine with a counter that can be read; see: dlrun doctor"
+            raise DlrunError("search.objectives: no trial can report energy_joules: no readable energy counter", hint)
         data = datasets.get(config.data, registry, build.RunTools(config.seed, folder.parents[1], registry))
         goal = build.task(config.task, registry, data.spec).goal
         line.say(event="goal", name=goal.metric, mode=goal.mode)
@@ -171,11 +178,10 @@ def _train(folder: Path, registry: Registry, datasets: build.Datasets, line: Lin
                 (folder / "verdicts").mkdir()
                 ended = launch.execute(runs.load(folder), config, registry, reporter)
             else:
-                from dlrun import worker
-
                 ended = worker.train(
-                    folder, registry, reporter, datasets=datasets, stop=lambda _step, _values: reporter.prune
-                )
+                    folder, registry, reporter, config=config, datasets=datasets,
+                    stop=lambda _step, _values: reporter.prune,
+                )  # fmt: skip
         line.say(event="ended", ended="pruned" if reporter.prune and ended == "early stop" else ended)
     except DlrunError as error:
         line.say(event="failed", code=int(error.code), message=error.message, hint=error.hint)

@@ -201,6 +201,8 @@ def check_whole(runs: Path, trials: int) -> None:
     assert parent["status"] == "FINISHED"
     assert [row["state"] for row in shown["trials"]] == ["complete"] * trials
     assert len({row["run"] for row in shown["trials"]}) == trials
+    tried = {tuple(row["settings"].items()) for row in shown["trials"]}
+    assert len(tried) == trials, "the grid, of as many points, lacks some and repeats others"
     begun = [record for record in records(runs, "train") if (runs / record["id"] / "artifacts" / "trial.json").exists()]
     assert sorted(record["id"] for record in begun) == sorted(row["run"] for row in shown["trials"])
     assert all(record["status"] == "FINISHED" for record in begun)
@@ -220,14 +222,15 @@ def test_the_parent_killed_again_and_again_loses_and_repeats_no_trial(tmp_path):
     check_whole(runs, trials)
 
 
-def test_a_worker_killed_is_replaced_and_its_trial_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_killed_or_stopped_loses_no_trial(tmp_path, number):
     runs = tmp_path / "runs"
     process = started(runs, *LONGER, "optimizer.lr=0.001,0.002", "search.trials=2", "search=grid", "search.keep=2")
     wait_until_one_trains(runs, process)
     [worker] = [
         child for child in psutil.Process(process.pid).children() if "dlrun.trials" in " ".join(child.cmdline())
     ]
-    worker.kill()
+    worker.send_signal(number)
     assert process.wait(timeout=240) == 0
     check_whole(runs, 2)
     resumed = list(runs.glob("*/artifacts/resumes.jsonl"))

@@ -1,12 +1,14 @@
 """From a command line to a legal config, and from a run folder back."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dlrun.config import check, conf_folders, convert
+from dlrun.config import compose as composing
 from dlrun.config.compose import compose, compose_on
 from dlrun.config.schema import RunConfig
 from dlrun.errors import DlrunError, Exit
@@ -264,6 +266,47 @@ def test_an_experiment_sets_several_groups_at_once():
     assert (made.model.name, made.seed, made.train.keep) == ("cnn", 7, 1)
 
 
+PINNED = """# @package _global_
+# mine
+defaults:
+  - override /model: resnet20
+model:
+  shortcut: projection
+optimizer:
+  lr: 0.1
+"""
+
+
+def test_another_choice_of_a_group_leaves_out_what_the_experiment_sets_there():
+    write(Path("conf/experiment/mine.yaml"), PINNED)
+    made = config("experiment=mine", "model=mlp")
+    assert (made.model.name, made.optimizer.options["lr"]) == ("mlp", 0.1)
+    found = compose(["model=mlp", "experiment=mine"], origins=True)
+    assert found.notes == ("with model=mlp, what experiment=mine sets is left out: model.shortcut",)
+    assert "model.shortcut" not in found.origins and found.origins["optimizer.lr"].endswith("experiment/mine.yaml")
+    assert "lr" not in compose(["experiment=mine", "optimizer=sgd"]).values["optimizer"]
+
+
+def test_the_experiments_own_choice_keeps_its_settings_when_it_is_typed():
+    write(Path("conf/experiment/mine.yaml"), PINNED)
+    found = compose(["experiment=mine", "model=resnet20", "optimizer=adamw"])
+    assert found.values["model"]["shortcut"] == "projection"
+    assert (found.values["optimizer"]["lr"], found.notes) == (0.1, ())
+
+
+def test_a_setting_typed_for_the_other_choice_counts_and_errs_if_unknown():
+    write(Path("conf/experiment/mine.yaml"), PINNED)
+    assert config("experiment=mine", "model.dropout=0.5", "model=mlp").model.options["dropout"] == 0.5
+    typed = error_of("experiment=mine", "model=mlp", "model.shortcut=pad")
+    assert "unknown setting 'model.shortcut'" in typed.message
+
+
+@pytest.mark.slow
+def test_every_experiment_takes_another_model():
+    for name in conf_folders.choices("experiment"):
+        assert config(f"experiment={name}", "model=tabular_linear").model.name == "tabular_linear"
+
+
 def test_an_experiment_without_its_first_line_says_so():
     write(Path("conf/experiment/mine.yaml"), "# mine\nseed: 7\n")
     assert error_of("experiment=mine").hint == "make '# @package _global_' its first line"
@@ -298,6 +341,66 @@ def test_every_value_knows_where_it_came_from():
     assert found["optimizer.name"].startswith("packaged: ") and found["optimizer.name"].endswith("optimizer/adamw.yaml")
     assert found["train.keep"] == "command line: train.keep=5"
     assert found["data.augment.flip"] == "command line: data.augment={flip: {}}"
+
+
+# ---------------------------------------------------------------- groups that are kept from one trial to the next
+
+
+def outcome(overrides: list[str], verb: str | None) -> object:
+    """What composing gives, or the sentence of its error."""
+    try:
+        return compose(overrides, verb=verb)
+    except DlrunError as error:
+        return error.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "verb"),
+    [(["optimizer.lr=0.5", "data.batch_size=7"], None),
+     (["optimizer.lr=0.25"], None),
+     (["model.depth=32", "model=resnet20", "optimizer=sgd", "optimizer.momentum=0.5"], None),
+     (["train.clip_norm=1", "~train.clip_norm"], None),
+     (["~train.duration", "train.duration=3 epochs", "~seed"], None),
+     (["~train.duration=10 epochs"], None),
+     (["~model"], None), (["~schedule", "schedule.name=warmup_cosine"], None),
+     (["data.batch_size=7", "seed=${data.batch_size}", "name=${model.name}-${seed}"], None),
+     (["data.augment={flip: {}, random_crop: {padding: 2}}", "data.augment.flip=null"], None),
+     (["data.augment={flip: {}, random_crop: {padding: 2}}", "~data.augment.random_crop"], None),
+     (["experiment=mine", "train.keep=2"], None), (["experiment=mine", "model=resnet20", "~seed"], None),
+     (["search.trials=3"], "search=tpe"),
+     (["model@compression.distill.student=resnet20", "compression.distill.student.depth=8"], "compression=distill"),
+     (["~model.dpth"], None), (["seed=${data.nothing}"], None), (["extra=one"], None), (["nothing@model=3"], None)],
+)  # fmt: skip
+def test_a_config_on_groups_that_were_kept_is_the_one_composed_anew(overrides, verb, monkeypatch):
+    write(Path("conf/extra/one.yaml"), "size: 1\n")
+    body = "defaults:\n  - override /model: cnn\nseed: 7\nname: ${model.name} of ${seed}\n"
+    write(Path("conf/experiment/mine.yaml"), f"# @package _global_\n{body}")
+    for before in (["seed=5", "train.clip_norm=2", "optimizer.lr=9"], overrides):
+        outcome([*[text for text in overrides if composing._is_group(composing._parse(text))], *before], verb)
+    kept = outcome(overrides, verb)
+    monkeypatch.setattr(composing, "_composed", lambda lines, _: (composing.hydra_compose("run", overrides=lines), {}))
+    assert kept == outcome(overrides, verb)
+
+
+def test_groups_are_composed_once_until_a_conf_file_changes(monkeypatch):
+    calls: list[list[str]] = []
+    anew = composing.hydra_compose
+
+    def noted(config_name: str, overrides: list[str]):
+        calls.append(overrides)
+        return anew(config_name, overrides)
+
+    monkeypatch.setattr(composing, "hydra_compose", noted)
+    mine = write(Path("conf/model/mine.yaml"), "name: mlp\ndropout: 0.25\n")
+    for seed in range(3):
+        assert config("model=mine", f"seed={seed}", "model.dropout=0.5").seed == seed
+    assert calls == [["model=mine"]]
+    assert config("model=mine", "seed=1").model.options["dropout"] == 0.25  # nothing of the others is left
+    write(mine, "name: mlp\ndropout: 0.75\n")
+    os.utime(mine, ns=(1, 1))
+    Path("conf/model/.#mine.yaml").symlink_to("nobody@nowhere")  # as an editor locks a file
+    assert config("model=mine", "seed=1").model.options["dropout"] == 0.75
+    assert calls == [["model=mine"], ["model=mine"]]
 
 
 # ---------------------------------------------------------------- on a run's config

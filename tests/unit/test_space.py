@@ -1,7 +1,7 @@
 """The space of a sweep: Hydra's grammar to dimensions, and what cannot be searched."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrun.config import space
@@ -57,6 +57,35 @@ def test_the_command_line_comes_before_the_yaml():
     assert (fixed, found) == (["optimizer.lr=0.1"], [])
 
 
+def test_one_setting_may_have_a_space_under_each_of_several_choices():
+    given_in_yaml = {
+        "model": "choice(mlp,cnn)",
+        "when": {"model": {"mlp": {"a.b": "choice(1,2)"}, "cnn": {"a.b": "interval(3,4)"}}},
+    }
+    _, found = split_sweep([], given_in_yaml)
+    space.check(found)
+    values = {found[0].name: "cnn", found[2].name: 3.5}
+    assert space.overrides(found, values) == ["model=cnn", "a.b=3.5"]
+    assert space.settings(values) == {"model": "cnn", "a.b": 3.5}
+
+
+@pytest.mark.parametrize(
+    "further",
+    [{"a.b": "choice(3,4)"}, {"when": {"model": {"mlp": {"a.b": "1,2"}}, "optimizer": {"sgd": {"a.b": "1,2"}}}}],
+)
+def test_two_spaces_of_one_setting_that_one_trial_may_draw_are_refused(further):
+    _, found = split_sweep([], {"when": {"model": {"mlp": {"a.b": "choice(1,2)"}}}} | further)
+    with pytest.raises(DlrunError, match=r"a\.b: has spaces that one trial may draw both of"):
+        space.check(found)
+
+
+@pytest.mark.parametrize("given", ["x", {"model": "resnet20"}, {"model": {"resnet20": "choice(1,2)"}}])
+def test_a_condition_that_names_no_settings_is_refused_with_the_form_it_has(given):
+    with pytest.raises(DlrunError, match=r"search\.space\.when") as raised:
+        split_sweep([], {"when": given})
+    assert raised.value.hint == "{model: {resnet20: {model.width: 'choice(16,32)'}}}"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -90,6 +119,7 @@ def test_train_refuses_settings_of_the_search():
         compose(["search.trials=3"])
 
 
+@settings(deadline=None)
 @given(
     st.floats(1e-6, 1e3),
     st.floats(1.001, 1e3),

@@ -1,11 +1,15 @@
-"""What a sweep counts beside metrics, which GPUs its workers get, and whose failure a launcher names."""
+"""What a sweep counts beside metrics, what its workers get and keep, and whose failure a launcher names."""
 
+import gc
+import signal
+import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dlrun import launch
+from dlrun import launch, trials
 from dlrun.commands._sweep_study import Objective
 from dlrun.commands._sweep_workers import devices
 from dlrun.data import digits
@@ -44,6 +48,29 @@ def test_latency_is_the_middle_time_of_calls_with_one_validation_example(monkeyp
     assert found == 4.0
     expected = dataset.inputs.prepare(dataset.splits["valid"].gather(torch.tensor([0])))["image"]
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_what_a_trial_leaves_is_collected_although_what_the_first_imported_is_not_looked_at_again(monkeypatch):
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    left: list[weakref.ref] = []
+
+    def hear() -> dict:
+        assert all(cycle() is None for cycle in left) and bool(gc.get_freeze_count()) == bool(left)
+        return {"run": "a folder"} if len(left) < 4 else {}
+
+    monkeypatch.setattr(sys, "argv", ["trials", "--call", "nobody"])
+    monkeypatch.setattr(trials, "Line", lambda *_: SimpleNamespace(hear=hear, say=lambda **_: None))
+    monkeypatch.setattr(trials, "_train", lambda *_: left.append(weakref.ref(Cycle())))
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trials.main()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        gc.unfreeze()
+    assert len(left) == 4
 
 
 def test_a_rank_that_an_earlier_sitting_lost_is_not_named_again(tmp_path):

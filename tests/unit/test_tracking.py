@@ -22,7 +22,11 @@ from dlrun._tracking_database import sqlite_uri
 from dlrun._tracking_state import flatten, legal_key, read_sent, read_wanted, tag_values
 from dlrun._tracking_store import hurried, locate, without_secrets
 from dlrun._tracking_upload import upload
+from dlrun.commands import _making as making
+from dlrun.config import convert
+from dlrun.config.compose import compose
 from dlrun.errors import DlrunError
+from dlrun.registry import Registry
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +179,49 @@ def test_a_child_points_to_its_parent(runs):
     assert client(runs).get_run(child.id).data.tags["mlflow.parentRunId"] == parent.id
 
 
+def test_params_and_tags_are_told_once_and_again_where_they_change(runs, monkeypatch):
+    from mlflow import MlflowClient
+
+    started, run_dir = start(runs, tags={"verb": "train"})
+    told: list[str] = []
+    log_batch = MlflowClient.log_batch
+
+    def noted(self, run_id, **given):
+        told.extend(given)
+        log_batch(self, run_id, **given)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", noted)
+    assert tracking.finish_run(run_dir, "FINISHED", 9000) and told == []
+    assert client(runs).get_run(started.id).info.status == "FINISHED"
+    tracking.set_tags(run_dir, {"verb": "another"})
+    assert tracking.catch_up(run_dir) and told == ["params", "tags"]
+    assert client(runs).get_run(started.id).data.tags["verb"] == "another"
+
+
+def test_a_run_with_a_mirror_leaves_its_params_to_it(runs):
+    started, run_dir = start(runs, mirrored=True)
+    assert client(runs).get_run(started.id).data.params == {} and tracking.is_pending(run_dir)
+    assert tracking.Mirror(run_dir).start().close()
+    assert client(runs).get_run(started.id).data.params == {"seed": "1"} and not tracking.is_pending(run_dir)
+
+
+def test_the_children_of_a_run_share_its_environment_and_a_run_of_its_own_is_asked_anew(runs, monkeypatch):
+    commits = iter("abcdef")
+    monkeypatch.setattr(making, "git_commit", lambda: {"commit": next(commits), "dirty": False})
+    config = convert.to_config(compose([]).values, Registry())
+
+    def commit(verb: str, parent: str | None) -> str:
+        run = making.new_run(config, Registry(), runs, verb=verb, nested_under=parent)
+        tags = json.loads((run.folder / "tracking.json").read_text())["tags"]
+        found = json.loads((run.folder / "environment.json").read_text())["git"]["commit"]
+        assert tags["mlflow.source.git.commit"] == found
+        return found
+
+    parents = ["0" * 32, "0" * 32, "1" * 32]
+    assert [commit("train", None), commit("evaluate", None)] == ["a", "b"]
+    assert [commit("train", parent) for parent in parents] == ["c", "c", "d"]
+
+
 def test_closing_a_mirror_of_an_idle_run_is_quick_and_complete(runs):
     _, run_dir = start(runs)
     mirror = tracking.Mirror(run_dir).start()
@@ -275,7 +322,8 @@ def test_a_store_that_lost_a_run_gets_it_again_whole(runs):
     assert tracking.catch_up(run_dir)
     run_id = str(tracking.mlflow_run_id(run_dir))
     assert run_id != started.id and history(runs, run_id) == expected(range(8))
-    assert client(runs).get_run(run_id).info.artifact_uri == str(run_dir)
+    found = client(runs).get_run(run_id)
+    assert found.info.artifact_uri == str(run_dir) and found.data.params == {"seed": "1"}
 
 
 def test_a_run_deleted_by_hand_is_not_sent_at_every_command(runs):

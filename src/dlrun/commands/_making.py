@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import importlib.metadata
 import json
@@ -68,10 +69,11 @@ def new_run(
     created = time.time()
     source = config.transfer.source or ""
     parents = [*filter(None, [nested_under]), *parents, *([source[4:]] if source.startswith("run:") else [])]
+    found = environment() if nested_under is None else _environment_of_children(nested_under)
     started = tracking.start_run(
         folder, uri=config.tracking.uri, experiment=config.tracking.experiment, name=config.name,
-        params=convert.to_plain(config), tags=_tags(verb, parents) | dict(tags or {}), created_ms=int(created * 1000),
-        parent_id=nested_under,
+        params=convert.to_plain(config), tags=_tags(verb, parents, found["git"]) | dict(tags or {}),
+        created_ms=int(created * 1000), parent_id=nested_under, mirrored=verb == "train",  # `execute` and a sweep do
     )  # fmt: skip
     if not started.tracked:
         if require_tracking:
@@ -89,7 +91,7 @@ def new_run(
         components={name: digest(path) for name, path in used.items()}, command=_command(),
     ))  # fmt: skip
     check.write(run.folder, config)
-    runs.write_json(run.folder / "environment.json", environment())
+    runs.write_json(run.folder / "environment.json", found)
     for name, path in used.items():
         (run.folder / "components" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, run.folder / "components" / name)
@@ -194,11 +196,10 @@ def _command() -> str:
     return redact(" ".join(["dlrun", *sys.argv[1:]]))
 
 
-def _tags(verb: str, parents: Sequence[str]) -> dict[str, Any]:
+def _tags(verb: str, parents: Sequence[str], commit: Mapping[str, Any]) -> dict[str, Any]:
     tags: dict[str, Any] = {"dlrun.verb": verb, "mlflow.source.name": "dlrun", "mlflow.source.type": "LOCAL"}
     if parents:
         tags["dlrun.parents"] = " ".join(parents)
-    commit = git_commit()
     if commit["commit"]:
         tags |= {"mlflow.source.git.commit": commit["commit"], "dlrun.git.dirty": str(commit["dirty"]).lower()}
     with contextlib.suppress(Exception):  # no user database in a container
@@ -231,6 +232,12 @@ def environment() -> dict[str, Any]:
         "git": git_commit(),
         "hardware": hardware(),
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _environment_of_children(parent: str) -> dict[str, Any]:
+    """What the children that this process makes of a run share: they are trained by the code it began with."""
+    return environment()
 
 
 def hardware() -> dict[str, Any]:

@@ -23,7 +23,7 @@ _PLAN = "seeds.json"  # in the parent's folder: the seeds to be trained
 def train_seeds(count: int, overrides: Sequence[str], options: Options) -> int:
     """The same config with `count` seeds, counted up from its own. Returns the exit code."""
     reporter = TerminalReporter()
-    config = train.composed(overrides, options)
+    config = train.composed(overrides, options, reporter)
     parent = making.new_run(
         config,
         options.registry,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun import runs
 from dlrun.commands import _sweep_figures as figures
+from dlrun.commands import _sweep_results as results
 from dlrun.commands._sweep_plan import Plan
 from dlrun.commands._terminal import print_json, result_console, table
 from dlrun.errors import DlrunError
@@ -25,37 +26,38 @@ def compare(parent: runs.Run, options: Options) -> int:
         raise DlrunError(
             f"sweep {parent.short_id} has no result yet", f"go on with it: dlrun sweep --resume {parent.short_id}"
         )
-    goal = result["goal"]
-    sign = -1.0 if goal["mode"] == "max" else 1.0
-    rows = sorted(
-        result["trials"], key=lambda row: (not row["values"], sign * row["values"][0] if row["values"] else 0)
-    )
+    goal, rows = result["goal"], results.ranked_rows(result)
+    others, front = results.others(result), results.front(result)
     importance = importances(parent, rows)
-    title = f"{parent.record.name or 'sweep ' + parent.short_id}: {goal['name']}"
-    pictures = figures.draw(parent.folder / "figures", title, goal, result["trials"])
+    title = f"{parent.record.name or 'sweep ' + parent.short_id}: {', '.join([goal['name'], *others])}"
+    pictures = figures.draw(parent.folder / "figures", title, goal, result["trials"], others, front)
     page = parent.folder / "report" / "sweep.html"
     page.parent.mkdir(exist_ok=True)
-    page.write_text(figures.page(title, goal, rows, importance, pictures))
+    page.write_text(figures.page(title, goal, rows, importance, pictures, others, front))
     if options.as_json:
-        print_json({"run_id": parent.id, "trials": rows, "importance": importance, "page": str(page)})
+        kept = {"objectives": result["objectives"], "front": result["front"]}
+        print_json({"run_id": parent.id, "trials": rows, "importance": importance, "page": str(page)} | kept)
         return 0
     console = result_console()
     names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
     console.print(table(
-        ["trial", "run", f"valid/{goal['name']}", *names, "state"],
-        [[row["number"], (row["run"] or "")[:8], row["values"][0] if row["values"] else "–",
-          *[row["settings"].get(name, "–") for name in names], row["state"]] for row in rows],
+        ["trial", "run", f"valid/{goal['name']}", *others, *names, "state"],
+        [[row["number"], (row["run"] or "")[:8], *(row["values"] or ["–"] * (1 + len(others))),
+          *[row["settings"].get(name, "–") for name in names],
+          "front" if row["number"] in front else row["state"]] for row in rows],
     ))  # fmt: skip
     if importance:
         console.print()
-        console.print(table(["setting", "share of the differences"], [[n, f"{s:.0%}"] for n, s in importance.items()]))
+        shares = [[name, f"{share:.0%}"] for name, share in importance.items()]
+        console.print(table(["setting", f"share of the differences in {goal['name']}"], shares))
     console.print(f"page     {page}", soft_wrap=True, markup=False)
     console.print(f"best     {parent.folder / 'best.yaml'}   (copy it to conf/experiment/NAME.yaml)", soft_wrap=True)
     return 0
 
 
 def importances(parent: runs.Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Share of the variance of the goal that each setting explains, the largest first; {} where it cannot be said.
+    """Share of the variance of the goal that each setting which all trials have explains, the largest first; {} where
+    it cannot be said.
 
     Source: Hutter et al. 2014, "An Efficient Approach for Assessing Hyperparameter Importance" (fANOVA), by Optuna.
     """
@@ -65,15 +67,14 @@ def importances(parent: runs.Run, rows: Sequence[Mapping[str, Any]]) -> dict[str
     from dlrun.commands._sweep_study import distribution
 
     plan = Plan.read(parent.folder)
-    by_key = {dimension.key: distribution(dimension) for dimension in plan.space}
+    by_key = {dimension.key: distribution(dimension) for dimension in plan.space if dimension.when is None}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     for row in rows:
         if row["state"] == "complete":
-            mine = {name: by_key[name] for name in row["settings"]}
-            study.add_trial(
-                optuna.trial.create_trial(params=row["settings"], distributions=mine, value=row["values"][0])
-            )
+            params = {name: value for name, value in row["settings"].items() if name in by_key}
+            mine = {name: by_key[name] for name in params}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=mine, value=row["values"][0]))
     if len(study.trials) < _FEW:
         return {}
     common = [name for name in by_key if all(name in trial.params for trial in study.trials)]

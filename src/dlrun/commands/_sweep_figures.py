@@ -15,8 +15,16 @@ from dlrun.commands._terminal import number
 _BINS = 6  # of a colour scale from the worst to the best
 
 
-def draw(folder: Path, title: str, goal: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-    """history.png, parallel.png and slices.png into a folder; returns their paths by name."""
+def draw(
+    folder: Path,
+    title: str,
+    goal: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    others: Sequence[str] = (),
+    front: Sequence[int] = (),
+) -> dict[str, Path]:
+    """history.png, parallel.png and slices.png into a folder, and front.png where there are other objectives; returns
+    their paths by name. front: numbers of the trials that no other beats in all of them."""
     import matplotlib
 
     folder.mkdir(exist_ok=True)
@@ -26,6 +34,9 @@ def draw(folder: Path, title: str, goal: Mapping[str, Any], rows: Sequence[Mappi
         for name, figure in (("history", _history), ("parallel", _parallel), ("slices", _slices)):
             made[name] = folder / f"sweep-{name}.png"
             figure(title, goal, known).savefig(made[name])
+        if others:
+            made["front"] = folder / "sweep-front.png"
+            _front(title, [goal["name"], *others], known, front).savefig(made["front"])
     return made
 
 
@@ -92,6 +103,28 @@ def _slices(title: str, goal: Mapping[str, Any], rows: Sequence[Mapping[str, Any
     return figure
 
 
+def _front(title: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]], front: Sequence[int]) -> Any:
+    """The first two objectives of each trial; those that none beats in all objectives stand out, numbered."""
+    figure = drawing.new_figure(6, 4.2)
+    axis = figure.subplots()
+    unbeaten = [row for row in rows if row["number"] in front]
+    beaten = [row for row in rows if row["number"] not in front]
+    for mine, colour, label in ((beaten, drawing.GREY, "beaten by another"), (unbeaten, drawing.ORANGE, "front")):
+        x, y = [row["values"][1] for row in mine], [row["values"][0] for row in mine]
+        axis.scatter(x, y, s=26, color=colour, label=label)
+    for row in unbeaten:
+        place = (row["values"][1], row["values"][0])
+        axis.annotate(str(row["number"]), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    if _Scale([row["values"][1] for row in rows]).log:
+        axis.set_xscale("log")
+    axis.set_xlabel(names[1])
+    axis.set_ylabel(names[0])
+    axis.legend(loc="best")
+    below = f"no trial beats those of the front in all {len(names)} objectives"
+    drawing.headline(axis, title, below)
+    return figure
+
+
 class _Scale:
     """Values of one setting on 0..1: numbers by size (on a log scale where they span it), words in order."""
 
@@ -131,15 +164,18 @@ def page(
     rows: Sequence[Mapping[str, Any]],
     importance: Mapping[str, float],
     pictures: Mapping[str, Path],
+    others: Sequence[str] = (),
+    front: Sequence[int] = (),
 ) -> str:
     """One HTML page that needs nothing else: the leaderboard, the importances, the pictures."""
     names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("trial", "run", goal["name"], *names, "state"))
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("trial", "run", goal["name"], *others, *names, "state"))
     lines = []
     for row in rows:
-        cells = [row["number"], (row["run"] or "")[:8], number(row["values"][0]) if row["values"] else "–"]
+        cells = [row["number"], (row["run"] or "")[:8], *map(number, row["values"] or ["–"] * (1 + len(others)))]
         cells += [number(row["settings"].get(name, "–")) for name in names]
         state = f"{row['state']}: {row['reason']}" if row["state"] == "fail" else row["state"]
+        state = "front" if row["number"] in front else state
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in [*cells, state]) + "</tr>")
     bars = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{share:.0%}</td>"
@@ -156,6 +192,7 @@ table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.2rem .8rem .2rem 
 th{{border-bottom:1px solid #b8bdc4}}td.bar{{width:16rem}}td.bar i{{display:block;height:.7rem;background:#0072b2}}
 img{{max-width:100%;margin:1rem 0;display:block}}</style>
 <h1>{html.escape(title)}</h1><h2>Trials, the best first</h2><div style="overflow-x:auto"><table><tr>{head}</tr>
-{"".join(lines)}</table></div><h2>What mattered</h2><table>{bars or "<tr><td>too few trials to say</td></tr>"}</table>
+{"".join(lines)}</table></div><h2>What mattered for {html.escape(goal["name"])}</h2>
+<table>{bars or "<tr><td>too few trials to say</td></tr>"}</table>
 {shown}</html>
 """

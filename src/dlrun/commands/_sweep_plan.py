@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dlrun.commands.train import Options
 
 _FILE = "sweep.json"
-_DEFAULT = "search=tpe"
+DEFAULT = "search=tpe"
+_SOURCE = "transfer.from"
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,73 @@ class Plan:
 def planned(given: Sequence[str], options: Options) -> tuple[Plan, RunConfig]:
     """The plan of a command line, and the config that its trials vary. Raises: DlrunError."""
     fixed, dimensions = split_sweep(given, config_dir=options.config_dir)
-    composed = compose(fixed, config_dir=options.config_dir, verb=_DEFAULT)
+    composed = compose(fixed, config_dir=options.config_dir, verb=DEFAULT)
     search: SearchConfig = convert.to_verb("search", composed.verb, options.registry)
     wanted = {**search.space} or ({} if dimensions else {**search.suggested})
-    named = {dimension.key for dimension in dimensions}
+    _check_order(given, fixed)
+    named = {dimension.key for dimension in dimensions} | {key(text) for text in fixed}
     _, further = split_sweep([], wanted, config_dir=options.config_dir)
     dimensions += [dimension for dimension in further if dimension.key not in named]
     space.check(dimensions)
-    own = [text for text in fixed if text.lstrip("+").partition("=")[0].split(".")[0] != "search"]
-    _check_search(search)
+    own = [text for text in fixed if key(text).split(".")[0] != "search"]
     user_conf = conf_folders.user_conf(options.config_dir)
     plan = Plan(own, dimensions, search, user_conf)
     plan = replace(plan, space=[_typed(dimension, plan, options) for dimension in dimensions])
+    _check_search(plan, options)
     _check_trials(plan, options)
-    return plan, config_of(own, plan, options, "")
+    config = config_of(own, plan, options, "")
+    return _with_named_runs(plan, config, options), config
 
 
-def _check_search(search: SearchConfig) -> None:
-    """What can be said of a search before anything is built. Raises: DlrunError."""
-    from dlrun.commands._sweep_study import objectives, pruner_of
+def _check_order(given: Sequence[str], fixed: Sequence[str]) -> None:
+    """The last of several overrides counts, as everywhere: a space may follow one value, and is not undone by one."""
+    varied: set[str] = set()
+    for text in given:
+        if text not in fixed:
+            varied.add(key(text))
+        elif key(text) in varied:
+            raise DlrunError(f"{key(text)}: has several values, and then one: {text}", "give it once")
 
-    pruner_of(search, objectives(search.objectives))
+
+def key(text: str) -> str:
+    """The setting that an override names."""
+    return text.lstrip("+").partition("=")[0]
+
+
+def _with_named_runs(plan: Plan, config: RunConfig, options: Options) -> Plan:
+    """The run that trials start from by its full id: `latest` is the sweep itself, once it has begun."""
+
+    def named(dimension: Dimension) -> Dimension:
+        ids = [f"run:{runs.find(options.runs, t).id}" if t.startswith("run:") else t for t in dimension.choices]
+        return replace(dimension, choices=tuple(ids)) if dimension.key == _SOURCE else dimension
+
+    source, fixed = config.transfer.source or "", plan.fixed
+    if source.startswith("run:"):
+        fixed = [*(text for text in fixed if key(text) != _SOURCE), f"{_SOURCE}={source}"]
+    return replace(plan, fixed=fixed, space=[named(dimension) for dimension in plan.space])
+
+
+def _check_search(plan: Plan, options: Options) -> None:
+    """What can be said of a search before its first run is made. Raises: DlrunError."""
+    from dlrun.commands._sweep_storage import refuse_password
+    from dlrun.commands._sweep_study import objectives, pruner_of, sampler_of
+
+    refuse_password(plan.search.storage)
+    chased = objectives(plan.search.objectives)
+    pruner_of(plan.search, chased)
+    sampler_of(plan.search, plan.space, chased, plan.search.seed, options.registry)
+
+
+def counted(plan: Plan, options: Options) -> str:
+    """ "6 trials by grid"; of a grid with more points than trials, how all of them would be tried."""
+    from dlrun.commands._sweep_study import sampler_of
+    from dlrun.search.grid import num_points
+
+    search = plan.search
+    points = num_points(sampler_of(search, plan.space, [], search.seed, options.registry)) or search.trials
+    said = f"{min(search.trials, points)} trials by {search.name}"
+    left = f" (of its {points} points; for all: search.trials={points})" if points > search.trials else ""
+    return said + left
 
 
 def config_of(texts: Sequence[str], plan: Plan, options: Options, name: str) -> RunConfig:
@@ -123,17 +170,17 @@ def _check_trials(plan: Plan, options: Options) -> None:
                 f"search.space.when: {group}={choice} is not among the values of {group}",
                 f"let {group} vary: {group}={choice},…",
             )
-    first = {dimension.key: dimension.first for dimension in always}
+    first = {dimension.name: dimension.first for dimension in always}
     for group in groups:
         for choice in group.choices:
             values = first | {group.key: choice}
-            values |= {d.key: d.first for d in plan.space if d.when == (group.key, choice)}
+            values |= {d.name: d.first for d in plan.space if d.when == (group.key, choice)}
             _try(values, plan, options)
     for dimension in plan.space:
         ends = dimension.choices if dimension.kind == "choice" else (dimension.low, dimension.high)
         with_group = dict([dimension.when]) if dimension.when else {}
         for value in ends if dimension.key not in GROUPS else ():
-            _try(first | with_group | {dimension.key: value}, plan, options)
+            _try(first | with_group | {dimension.name: value}, plan, options)
 
 
 def _try(values: dict[str, Any], plan: Plan, options: Options) -> None:

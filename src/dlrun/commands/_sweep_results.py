@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun import runs
 from dlrun.commands import _sweep_plan as plans
 from dlrun.commands._sweep_plan import Plan
+from dlrun.config import space
 from dlrun.errors import DlrunError, Exit
 
 if TYPE_CHECKING:
@@ -56,6 +58,30 @@ def write(sweep: runs.Run, study: Study, plan: Plan, options: Options) -> None:
     })  # fmt: skip
 
 
+def others(result: Mapping[str, Any]) -> list[str]:
+    """The names of a sweep's further objectives."""
+    return [text.partition(":")[0] for text in result.get("objectives", [])[1:]]
+
+
+def front(result: Mapping[str, Any]) -> list[int]:
+    """Numbers of the trials that no other beats in all of several objectives; none of one."""
+    return result.get("front", []) if others(result) else []
+
+
+def ranked_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A result's trials as `Study.ranked` has them: the best first, those of a front before all others; those
+    without a value last."""
+    sign, unbeaten = -1.0 if result["goal"]["mode"] == "max" else 1.0, front(result)
+    return sorted(
+        result["trials"],
+        key=lambda row: (
+            not row["values"],
+            bool(unbeaten) and row["number"] not in unbeaten,
+            sign * row["values"][0] if row["values"] else 0.0,
+        ),
+    )
+
+
 def trial_rows(study: Study) -> list[dict[str, Any]]:
     """One plain mapping a trial, in order of their numbers."""
     return [
@@ -65,7 +91,7 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
             "state": trial.state.name.lower(),
             "values": list(trial.values or [])
             or [trial.user_attrs[key] for key in ("value",) if key in trial.user_attrs],
-            "settings": dict(trial.params),
+            "settings": space.settings(trial.params),
             "reason": trial.user_attrs.get("reason", ""),
         }
         for trial in study.trials

@@ -78,19 +78,21 @@ class Sitting:
     def _study(self) -> Study:
         from dlrun.commands._sweep_study import Study, objectives
 
-        chased = objectives(self.plan.search.objectives or [self._goal()])
+        chased = objectives(self._chased())
         storage = self.plan.search.storage or self.home.folder / _STUDY
         study = Study(
             self.sweep_id, storage, self.plan.search, self.plan.space, chased, self.options.registry, self.home.id
         )
+        study.goals = self._goals_of_the_task()
         if self.plan.search.storage and not self.joined:
             study.publish(self.plan.to_json())
         return study
 
-    def _goal(self) -> str:
-        """What the task chases, asked of the first worker (which then has the data)."""
-        stored = self.home.folder / "goal.json"
-        if not stored.exists():
+    def _chased(self) -> Sequence[str]:
+        """The objectives, or what the task chases, asked of the first worker (which then has the data); it is asked,
+        too, whether energy can be measured."""
+        given, stored = self.plan.search.objectives, self.home.folder / "goal.json"
+        if not stored.exists() and (not given or "energy_joules:" in " ".join(given)):
             first = self.workers.all[0]
             first.send(look=str(self.home.folder))
             while True:
@@ -102,7 +104,13 @@ class Sitting:
                 if event["event"] == "goal":
                     runs.write_json(stored, {"goal": f"{event['name']}:{event['mode']}"})
                     break
-        return runs.read_json(stored)["goal"]
+        return given or [runs.read_json(stored)["goal"]]
+
+    def _goals_of_the_task(self) -> tuple[str, ...]:
+        """What `task.goal` may be, where the task has that setting: some metrics are reported only if they are it."""
+        task = check.read_plain(self.home.folder)["task"]["name"]
+        setting = self.options.registry.component("task", task).settings.get("goal")
+        return setting.choices if setting else ()
 
     def _interrupted(self) -> list[tuple[optuna.Trial, runs.Run]]:
         """Trials that an earlier sitting left running, to go on with; those that had ended are told so."""
@@ -121,7 +129,7 @@ class Sitting:
                 continue
             trial = self.study.again(frozen)
             if child.result and child.status != "RUNNING":
-                self._tell(trial, making.finish(child, "FINISHED", child.record.reason or "complete"))
+                self._tell(trial, making.finish(child, "FINISHED", _ended_as(child)))
             else:
                 left.append((trial, child))
         return left
@@ -210,6 +218,8 @@ class Sitting:
             worker.latest |= event
             if event["event"] == "evaluated":
                 worker.send(prune=self.study.prune(worker.job.trial, event["step"], event["values"]))
+        elif event["event"] == "note" and worker.job is not None:
+            self.view.note(f"trial {worker.job.trial.number}: {event['text']}")
         elif event["event"] == "ended":
             self._ended(worker, event["ended"])
         elif event["event"] == "failed":
@@ -236,14 +246,18 @@ class Sitting:
         job.mirror.close(timeout_seconds=10)
         worker.job = None
         if how in ("SIGINT", "SIGTERM"):
-            making.finish(job.child, "KILLED", how)
+            child = making.finish(job.child, "KILLED", how)
+            self.view.note(f"trial {job.trial.number}: its process got {how}; it goes on from its checkpoint")
+            self.waiting.append((job.trial, child))  # the sweep itself goes on: the signal was the worker's alone
             return
         reason = f"pruned at step {worker.latest.get('step')}" if how == "pruned" else how
         self._tell(job.trial, making.finish(runs.load(job.child.folder), "FINISHED", reason))
+        if any(trial.number == job.trial.number for trial in self.study.failed()):  # it lacks an objective
+            self._stop_if_hopeless()
 
     def _tell(self, trial: optuna.Trial, child: runs.Run) -> None:
         self.study.told(trial, child.result, child.record.reason, pruned=(child.folder / "pruned.json").exists())
-        self.view.ended(self.study, trial.number, child)
+        self.view.ended(self.study, trial.number)
         results.keep_the_best(self.sweep_id, self.study, self.options.runs)
 
     def _failed(self, worker: Worker, reason: str) -> None:
@@ -261,7 +275,7 @@ class Sitting:
             last = failed[-1].user_attrs["reason"]
             raise DlrunError(
                 f"{len(failed)} trials failed (search.max_failures={most}); the last: {last}",
-                f"more are tried with search.max_failures=null; go on: dlrun sweep --resume {self.sweep_id[:8]}",
+                f"mend it, and let more fail: dlrun sweep --resume {self.sweep_id[:8]} search.max_failures=null",
                 Exit.TRAINING,
             )
 
@@ -271,3 +285,11 @@ class Sitting:
         child = runs.load(worker.job.child.folder)
         if not child.result:
             making.finish(child, "KILLED", "the sweep was stopped")
+
+
+def _ended_as(child: runs.Run) -> str:
+    """How a trial with a result ended whose sweep was killed before it could say so."""
+    if child.status == "FINISHED" and child.record.reason:
+        return child.record.reason
+    pruned = child.folder / "pruned.json"
+    return f"pruned at step {runs.read_json(pruned)['step']}" if pruned.exists() else "complete"

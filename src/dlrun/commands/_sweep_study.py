@@ -14,15 +14,17 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from dlrun.commands import _sweep_storage as storages
 from dlrun.config.schema import SearchConfig
 from dlrun.config.space import Dimension
 from dlrun.contracts import Goal
-from dlrun.errors import DlrunError, Exit
+from dlrun.errors import DlrunError
 from dlrun.registry import Registry
+from dlrun.search.grid import LOST, num_points
 
-_LOST = "lost"  # user attribute: the trial's sweep was killed before its run was made; it does not count
 _BEAT_SECONDS = 15.0  # between two signs of life of a sitting
 GONE_SECONDS = 120.0  # of silence, after which a sitting on another machine is taken for dead
+_ONE_SEQUENCE = ("grid", "quasi_random")  # whose points follow from the seed and the study: no sitting draws its own
 COUNTS = ("parameters", "latency", "seconds", "energy_joules")  # objectives that a result has beside its metrics
 
 
@@ -78,19 +80,18 @@ class Study:
         sitting: str = "",
     ) -> None:
         self.search, self.space, self.chased, self.sitting = search, list(space), list(chased), sitting or name
+        self.goals: Sequence[str] = ()  # what task.goal may be
         self._beaten, self._heard = 0.0, {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        opened = _opened(storage)
-        known = name in [summary for summary in _names(opened, storage)]
+        opened = storages.opened(storage)
+        known = name in storages.names(opened, storage)
         begun = len(optuna.load_study(study_name=name, storage=opened).trials) if known else 0
         # A sampler begun anew draws the same again: those of a resumed sweep, or of another machine, begin elsewhere.
         joined = zlib.crc32(sitting.encode()) if sitting not in ("", name) else 0
-        seed = (search.seed + 1_000_003 * begun + joined) % 2**32
+        own = 0 if search.name in _ONE_SEQUENCE else 1_000_003 * begun + joined
+        seed = (search.seed + own) % 2**32
+        sampler, pruner = sampler_of(search, self.space, chased, seed, registry), pruner_of(search, chased)
         with _quiet():
-            sampler = registry.load("search", search.name).build(
-                self.space, [objective.goal for objective in chased], seed, **search.options
-            )
-            pruner = pruner_of(search, chased)
             self.study = optuna.create_study(
                 study_name=name, storage=opened, sampler=sampler, pruner=pruner, load_if_exists=True,
                 directions=["maximize" if objective.mode == "max" else "minimize" for objective in chased],
@@ -99,29 +100,27 @@ class Study:
     @property
     def trials(self) -> list[FrozenTrial]:
         """Those that count, in order of their numbers."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get(_LOST)]
+        return [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get(LOST)]
 
     @property
     def budget(self) -> int:
         """Trials in all; a grid has no more than its points."""
-        sizes = [dimension.size for dimension in self.space]
-        grids = getattr(self.study.sampler, "_all_grids", None)
-        return min(self.search.trials, len(grids)) if grids is not None and sizes else self.search.trials
+        return min(self.search.trials, num_points(self.study.sampler) or self.search.trials)
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
-        """A new trial and its value for each setting it has; conditional ones after what they hang on. None where
-        another machine took the last one of the budget at the same moment."""
+        """A new trial and its value for each dimension it has, by name; conditional ones after what they hang on.
+        None where another machine took the last one of the budget at the same moment."""
         with _quiet():
             trial = self.study.ask()
             trial.set_user_attr("sitting", self.sitting)
             if len([other for other in self.trials if other.number < trial.number]) >= self.budget:
-                trial.set_user_attr(_LOST, True)
+                trial.set_user_attr(LOST, True)
                 self.study.tell(trial, state=TrialState.FAIL)
                 return None
             values: dict[str, Any] = {}
             for dimension in sorted(self.space, key=lambda dimension: dimension.when is not None):
                 if dimension.when is None or values.get(dimension.when[0]) == dimension.when[1]:
-                    values[dimension.key] = trial._suggest(dimension.key, distribution(dimension))
+                    values[dimension.name] = trial._suggest(dimension.name, distribution(dimension))
         return trial, values
 
     def again(self, frozen: FrozenTrial) -> optuna.Trial:
@@ -141,26 +140,30 @@ class Study:
         for objective in self.chased:
             if objective.name not in COUNTS and f"valid/{objective.name}" not in values:
                 there = ", ".join(name.removeprefix("valid/") for name in values) or "nothing: there is no valid split"
+                asked = f"task.goal={objective.name}, " if objective.name in self.goals else ""
                 raise DlrunError(
                     f"search.objectives: the task does not report '{objective.name}'; it reports {there}",
-                    f"or one of {', '.join(COUNTS)}",
+                    f"{asked}or one of {', '.join(COUNTS)}",
                 )
         if len(self.chased) > 1 or self.chased[0].name in COUNTS:
             return False  # no pruner compares several objectives, or a count that is known from the start
-        nth = len(self.study._storage.get_trial(trial._trial_id).intermediate_values)
-        trial.report(values[f"valid/{self.chased[0].name}"], nth)
+        steps = trial.user_attrs.get("steps", [])
         with _quiet():
+            if step not in steps:  # else a resume repeats what was reported before the kill
+                trial.report(values[f"valid/{self.chased[0].name}"], len(steps))
+                trial.set_user_attr("steps", [*steps, step])
             return bool(trial.should_prune())  # numpy says so in its own type
 
     def told(self, trial: optuna.Trial, result: Mapping[str, Any] | None, reason: str, pruned: bool) -> None:
         """What became of a trial. result: None for one that failed."""
         values = [objective.value(result) for objective in self.chased] if result else []
-        trial.set_user_attr("reason", reason)
+        lacking = [o.name for o, value in zip(self.chased, values, strict=False) if value is None or value != value]
+        trial.set_user_attr("reason", f"reports no {', '.join(lacking)}" if lacking else reason)
         if result:  # where the run itself lies on another machine, this is what there is of it
             kept = {name: result[name] for name in ("metrics", "rate", "step") if name in result}
             trial.set_user_attr("result", kept)
         with _quiet():
-            if not values or any(value is None or value != value for value in values):
+            if not values or lacking:
                 self.study.tell(trial, state=TrialState.FAIL)
             elif pruned and len(values) == 1:
                 trial.set_user_attr("value", values[0])
@@ -171,7 +174,7 @@ class Study:
     def lose(self, frozen: FrozenTrial) -> None:
         """A trial whose sweep was killed before its run was made: it does not count."""
         trial = self.again(frozen)
-        trial.set_user_attr(_LOST, True)
+        trial.set_user_attr(LOST, True)
         self.study.tell(trial, state=TrialState.FAIL)
 
     # ---------------------------------------------------------------- with other machines
@@ -230,8 +233,8 @@ def published(name: str, storage: str) -> tuple[str, dict[str, Any], list[str]]:
     Raises: DlrunError if the storage cannot be reached, or holds no such sweep.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    opened = _opened(storage)
-    fits = [known for known in _names(opened, storage) if known.startswith(name)]
+    opened = storages.opened(storage)
+    fits = [known for known in storages.names(opened, storage) if known.startswith(name)]
     if len(fits) != 1:
         what = "no sweep" if not fits else f"{len(fits)} sweeps"
         raise DlrunError(f"--join: the storage holds {what} of the name '{name}'", "give the whole id of the sweep")
@@ -239,6 +242,15 @@ def published(name: str, storage: str) -> tuple[str, dict[str, Any], list[str]]:
     if "plan" not in study.user_attrs:
         raise DlrunError(f"--join: sweep {fits[0][:8]} has not begun yet", "try again in a moment")
     return fits[0], study.user_attrs["plan"], list(study.user_attrs["objectives"])
+
+
+def sampler_of(
+    search: SearchConfig, space: Sequence[Dimension], chased: Sequence[Objective], seed: int, registry: Registry
+) -> optuna.samplers.BaseSampler:
+    """The sampler of a sweep. Raises: DlrunError for settings, a space or objectives that it cannot have."""
+    goals = [objective.goal for objective in chased]
+    with _quiet():
+        return registry.load("search", search.name).build(list(space), goals, seed, **search.options)
 
 
 def pruner_of(search: SearchConfig, chased: Sequence[Objective]) -> optuna.pruners.BasePruner:
@@ -255,38 +267,6 @@ def distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
     if dimension.kind == "int":
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=dimension.step or 1)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _opened(storage: str | Path) -> optuna.storages.BaseStorage:
-    """The storage behind a file or an address. Raises: DlrunError if it cannot be reached."""
-    if isinstance(storage, Path):
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
-
-        return JournalStorage(JournalFileBackend(str(storage)))
-    try:
-        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
-    except ImportError as error:
-        raise DlrunError(
-            f"search.storage: the driver of this database is missing ({error})", 'pip install "dlrun[postgres]"'
-        ) from error
-    except Exception as error:
-        raise DlrunError(
-            f"search.storage: cannot be reached: {_sentence(error)}",
-            "e.g. search.storage=postgresql+psycopg://USER@HOST/NAME",
-            Exit.TRACKING,
-        ) from error
-
-
-def _names(storage: optuna.storages.BaseStorage, where: str | Path) -> list[str]:
-    try:
-        return optuna.get_all_study_names(storage)
-    except Exception as error:
-        raise DlrunError(f"{where}: the study cannot be read: {_sentence(error)}", code=Exit.DATA) from error
-
-
-def _sentence(error: BaseException) -> str:
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

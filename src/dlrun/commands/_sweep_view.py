@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dlrun import runs
 from dlrun.commands._sweep_plan import Plan
 from dlrun.commands._sweep_workers import Worker
 from dlrun.commands._terminal import number, progress_console
+from dlrun.config import space
 
 if TYPE_CHECKING:
     from dlrun.commands._sweep_study import Study
@@ -51,15 +51,16 @@ class View:
         if self._live is not None and self._study is not None:
             self._live.update(self._table(self._study, busy))
 
-    def ended(self, study: Study, trial_number: int, child: runs.Run) -> None:
+    def ended(self, study: Study, trial_number: int) -> None:
         """A trial has ended: a line."""
         ranked = study.ranked()
         trial = next(trial for trial in study.trials if trial.number == trial_number)
-        values = trial.values or [trial.user_attrs.get("value", float("nan"))]
+        values = trial.values or [trial.user_attrs[key] for key in ("value",) if key in trial.user_attrs]
         shown = "  ".join(f"{o.name} {number(value)}" for o, value in zip(study.chased, values, strict=False))
-        settings = "  ".join(f"{name}={number(value)}" for name, value in trial.params.items())
+        settings = "  ".join(f"{name}={number(value)}" for name, value in space.settings(trial.params).items())
         mark = "  best" if ranked and ranked[0].number == trial_number else ""
-        how = f"  {child.record.reason}" if child.record.reason not in ("", "complete") else ""
+        reason = trial.user_attrs.get("reason", "")
+        how = f"  {reason}" if reason not in ("", "complete") else ""
         self.note(f"trial {trial_number}  {settings}  {shown}{how}{mark}")
 
     def _table(self, study: Study, busy: Sequence[Worker]) -> Table:
@@ -67,10 +68,12 @@ class View:
         table = Table(box=None, pad_edge=False, show_header=False)
         rate = (len(ended) - self._before) / max(1e-9, time.monotonic() - self._began)
         left = f"  about {_spoken((study.budget - len(ended)) / rate)} left" if rate > 0 else ""
-        counts = f"{len(ended)} of {study.budget} trials, {len(busy)} running{left}"
+        states = [trial.state.name for trial in ended]
+        spoken = [f"{states.count(s)} {word}" for s, word in (("PRUNED", "pruned"), ("FAIL", "failed")) if s in states]
+        counts = ", ".join([f"{len(ended)} of {study.budget} trials", *spoken, f"{len(busy)} running{left}"])
         table.add_row("", Text(counts, style="bold"))
         for trial in study.ranked()[:_BEST]:
-            settings = "  ".join(f"{name}={number(value)}" for name, value in trial.params.items())
+            settings = "  ".join(f"{name}={number(value)}" for name, value in space.settings(trial.params).items())
             table.add_row(f"{study.chased[0].name} {number(trial.values[0])}", f"trial {trial.number}  {settings}")
         for worker in busy:
             table.add_row(

@@ -92,8 +92,10 @@ class Workers:
         if cores := self._cores(index):
             command += ["--cores", ",".join(map(str, cores))]
             environment["OMP_NUM_THREADS"] = str(len(cores))
-        if self._gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices(index, self._processes, self._gpus)))
+        if self._gpus:
+            there = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self._gpus)))).split(",")
+            mine = [there[place] for place in devices(index, self._processes, len(there))]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         return LocalProcess(command, self._folder / "workers.log", environment)
 
     def _cores(self, index: int) -> list[int]:
@@ -112,7 +114,8 @@ class Workers:
 
 
 def devices(index: int, processes: int, gpus: int) -> list[int]:
-    """The GPUs of a worker: one for each process of a trial, as far as there are so many; workers beyond share."""
+    """The places of a worker's GPUs: one for each process of a trial, as far as there are so many; workers beyond
+    share."""
     return sorted({(index * processes + rank) % gpus for rank in range(processes)})
 
 

@@ -15,7 +15,7 @@ import torch
 from dlrun.assembly import Parts
 from dlrun.commands import _measuring as measuring
 from dlrun.commands import _rehearsal as rehearsal
-from dlrun.commands._terminal import number, print_json, result_console, table
+from dlrun.commands._terminal import TerminalReporter, number, print_json, result_console, table
 from dlrun.commands.train import composed
 from dlrun.config.schema import RunConfig
 from dlrun.training.batches import Feed
@@ -49,7 +49,7 @@ class Rehearsal:
 
 def dry_run(overrides: Sequence[str], options: Options) -> int:
     """Rehearse the composed run and print what it takes. Writes nothing: no run folder, no MLflow run."""
-    config = composed(overrides, options)
+    config = composed(overrides, options, TerminalReporter())
     with rehearsal.assembled(config, options.registry, options.runs) as parts:
         result = rehearse(parts, config)
         notes = parts.dataset.notes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dlrun import runs
 from dlrun.commands import _making as making
 from dlrun.commands import _sweep_plan as plans
+from dlrun.commands import _sweep_results as results
 from dlrun.commands._sweep_plan import Plan
 from dlrun.commands._sweep_sitting import Sitting
 from dlrun.commands._sweep_view import View
@@ -34,17 +35,22 @@ def sweep(given: Sequence[str], options: Options, *, workers: int) -> int:
     return _run(parent, plan, options, workers, view)
 
 
-def resume(reference: str, options: Options, *, workers: int) -> int:
-    """Go on with a sweep: finished trials stay, interrupted ones go on from their checkpoints."""
+def resume(reference: str, given: Sequence[str], options: Options, *, workers: int) -> int:
+    """Go on with a sweep: finished trials stay, interrupted ones go on from their checkpoints. given: what changes."""
+    from dlrun.commands import _sweep_resume
+
     parent = runs.find(options.runs, reference)
     if parent.record.verb != "sweep":
         hint = f"dlrun train --resume {parent.short_id}" if parent.record.verb in ("train", "seeds") else "dlrun runs"
         raise DlrunError(f"run {parent.short_id} is a {parent.record.verb}, no sweep", hint)
-    plan = Plan.read(parent.folder)
-    if parent.status == "FINISHED":
+    before = Plan.read(parent.folder)
+    plan = _sweep_resume.changed(before, given, options)
+    if parent.status == "FINISHED" and plan.search == before.search:
         View(plan).note(f"sweep {parent.short_id} is finished; nothing is left to do")
         show(parent, options)
         return int(Exit.OK)
+    if given:
+        _sweep_resume.write(parent, plan, given, options)
     return _run(parent, plan, options, workers, View(plan))
 
 
@@ -77,7 +83,7 @@ def join(reference: str, given: Sequence[str], options: Options, *, workers: int
 
 
 def _run(parent: runs.Run, plan: Plan, options: Options, workers: int, view: View) -> int:
-    view.note(f"sweep {parent.short_id}: {plan.search.trials} trials by {plan.search.name}, {workers} at a time")
+    view.note(f"sweep {parent.short_id}: {plans.counted(plan, options)}, {workers} at a time")
 
     def work() -> None:
         Sitting(parent.id, parent, plan, options, workers, view).run()
@@ -90,8 +96,13 @@ def _run(parent: runs.Run, plan: Plan, options: Options, workers: int, view: Vie
 
 def _held(run: runs.Run, work: Callable[[], None], view: View, again: str) -> int:
     """Do a sitting's work under its run's lock, whose status says how it ended. Returns the exit code."""
+    from dlrun import tracking
+
     with runs.hold(run.folder):
         run.update(status="RUNNING", reason="", ended=None)
+        if run.status != "RUNNING":  # gone on with: MLflow still says how it ended before
+            tracking.set_running(run.folder)
+            tracking.catch_up(run.folder, timeout_seconds=10)
         try:
             with _stopping_signals():
                 work()
@@ -112,16 +123,14 @@ def top(parent: runs.Run, folder: Path, count: int) -> list[runs.Run]:
     result = parent.result
     if not result:
         raise DlrunError(f"sweep {parent.short_id} has no result yet", f"dlrun sweep --resume {parent.short_id}")
-    sign = -1.0 if result["goal"]["mode"] == "max" else 1.0
-    done = [row for row in result["trials"] if row["state"] == "complete"]
-    best = sorted(done, key=lambda row: sign * row["values"][0])[:count]
+    best = [row for row in results.ranked_rows(result) if row["state"] == "complete"][:count]
     if away := [row["run"][:8] for row in best if not (folder / row["run"]).is_dir()]:
         raise DlrunError(f"sweep {parent.short_id}: {', '.join(away)} were trained on another machine", "run it there")
     found = [runs.load(folder / row["run"] / "artifacts") for row in best]
     if gone := [run.short_id for run in found if not run.checkpoints.is_dir()]:
         raise DlrunError(
             f"sweep {parent.short_id}: the weights of {', '.join(gone)} are gone (search.keep)",
-            f"use --top {count - len(gone)}, or sweep again with search.keep={count}",
+            f"use --top {len(found) - len(gone)}, or sweep again with search.keep={len(found)}",
             Exit.DATA,
         )
     return found
@@ -138,11 +147,9 @@ def show(parent: runs.Run, options: Options) -> None:
         return
     console = result_console()
     goal = result["goal"]
-    sign = -1.0 if goal["mode"] == "max" else 1.0
-    done = sorted((row for row in result["trials"] if row["values"]), key=lambda row: sign * row["values"][0])
+    done = [row for row in results.ranked_rows(result) if row["values"]]
     names = list(dict.fromkeys(name for row in done for name in row["settings"]))
-    others = [text.partition(":")[0] for text in result.get("objectives", [])[1:]]
-    front = result.get("front", []) if others else []
+    others, front = results.others(result), results.front(result)
     rows = [
         [
             row["number"],

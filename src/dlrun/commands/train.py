@@ -34,7 +34,7 @@ def train(overrides: Sequence[str], options: Options) -> int:
     reporter = TerminalReporter()
     if launch.adopt_job():
         return _train_in_job(overrides, options, reporter)
-    config = composed(overrides, options)
+    config = composed(overrides, options, reporter)
     making.send_what_is_left(options.runs)
     run = making.new_run(
         config,
@@ -47,10 +47,13 @@ def train(overrides: Sequence[str], options: Options) -> int:
     return run_and_show(run, config, options, reporter)
 
 
-def composed(overrides: Sequence[str], options: Options) -> RunConfig:
-    """The config of a command line. Raises: DlrunError."""
-    values = compose(overrides, config_dir=options.config_dir).values
-    config = making.resolved(convert.to_config(values, options.registry), options.runs)
+def composed(overrides: Sequence[str], options: Options, reporter: TerminalReporter | None = None) -> RunConfig:
+    """The config of a command line. reporter: is told what of an experiment was left out. Raises: DlrunError."""
+    made = compose(overrides, config_dir=options.config_dir)
+    if reporter is not None:
+        for note in made.notes:
+            reporter.note(note)
+    config = making.resolved(convert.to_config(made.values, options.registry), options.runs)
     if config.hardware.launcher != "local":
         raise DlrunError(
             "hardware.launcher=slurm is for the workers of a sweep", "one run, in a job: srun dlrun train …"

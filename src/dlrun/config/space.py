@@ -30,6 +30,11 @@ class Dimension:
     log: bool = False
     when: tuple[str, str] | None = None
 
+    @property
+    def name(self) -> str:
+        """As the study knows it: under each of several choices one setting may have a space of its own."""
+        return f"{self.key}@{self.when[0]}={self.when[1]}" if self.when else self.key
+
     def override(self, value: Any) -> str:
         """The override that sets this value."""
         return f"{self.key}={int(value) if self.kind == 'int' else value}"
@@ -38,13 +43,6 @@ class Dimension:
     def first(self) -> Any:
         """A value of the dimension, to try a config with."""
         return self.choices[0] if self.kind == "choice" else self.low
-
-    @property
-    def size(self) -> int | None:
-        """How many values it has; None: infinitely many."""
-        if self.kind == "choice":
-            return len(self.choices)
-        return int(self.high - self.low) // (self.step or 1) + 1 if self.kind == "int" else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` turns back."""
@@ -57,9 +55,14 @@ class Dimension:
         return Dimension(**{**stored, "choices": tuple(stored["choices"]), "when": when})  # type: ignore[arg-type]
 
 
+def settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One trial's values: by the names of their dimensions to by the keys of their settings."""
+    return {name.partition("@")[0]: value for name, value in values.items()}
+
+
 def overrides(dimensions: Sequence[Dimension], values: Mapping[str, Any]) -> list[str]:
-    """The overrides of one trial; group choices first, as their options are set after them."""
-    mine = [dimension.override(values[dimension.key]) for dimension in dimensions if dimension.key in values]
+    """The overrides of one trial, of values by name; group choices first, as their options are set after them."""
+    mine = [dimension.override(values[dimension.name]) for dimension in dimensions if dimension.name in values]
     return sorted(mine, key=lambda text: "." in text.partition("=")[0])
 
 
@@ -76,8 +79,18 @@ def check(dimensions: Sequence[Dimension]) -> None:
             raise DlrunError(f"{dimension.key}: cannot be searched: it is the same for all trials")
         if (dimension.key, dimension.when) in seen:
             raise DlrunError(f"{dimension.key}: has two spaces", "give it one")
+        if any(key == dimension.key and _meet(when, dimension.when) for key, when in seen):
+            raise DlrunError(
+                f"{dimension.key}: has spaces that one trial may draw both of",
+                "give it one for all trials, or one for each choice of one group under search.space.when",
+            )
         seen.add((dimension.key, dimension.when))
         _check_values(dimension)
+
+
+def _meet(one: tuple[str, str] | None, other: tuple[str, str] | None) -> bool:
+    """Whether a trial may fulfil both conditions: not where they ask two choices of one group."""
+    return one is None or other is None or one[0] != other[0]
 
 
 def _check_values(dimension: Dimension) -> None:

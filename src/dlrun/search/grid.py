@@ -12,6 +12,8 @@ from dlrun.contracts import Goal
 from dlrun.errors import DlrunError
 from dlrun.search._checks import at_least
 
+LOST = "lost"  # user attribute of a trial that does not count: its point is free again
+
 
 def build(
     space: Sequence[Dimension], goals: Sequence[Goal], seed: int, *, points: int = 5
@@ -28,8 +30,27 @@ def build(
     return _Grid({dimension.key: _values(dimension, points) for dimension in space}, seed=seed)
 
 
+def num_points(sampler: optuna.samplers.BaseSampler) -> int | None:
+    """Points of a grid; None for a sampler that has no end."""
+    return len(sampler._all_grids) if isinstance(sampler, _Grid) else None
+
+
 class _Grid(optuna.samplers.GridSampler):
-    """Optuna's, without its call of `Study.stop`, which only its own loop may make; the sweep counts the points."""
+    """Optuna's, but for whose point a trial gets, and without its call of `Study.stop`, which only its own loop may
+    make; the sweep counts the points."""
+
+    def before_trial(self, study, trial) -> None:
+        """The point of the trial's own number, which two machines cannot both have; beyond the grid, the first point
+        that no trial holds, as those before it that were lost hold theirs no longer."""
+        others = [
+            other
+            for other in study._storage.get_all_trials(study._study_id, deepcopy=False)
+            if other.number != trial.number and not other.user_attrs.get(LOST)
+        ]
+        held = {other.system_attrs.get("grid_id", other.number) for other in others}
+        free = (point for point in range(len(self._all_grids)) if point not in held)
+        point = trial.number if trial.number < len(self._all_grids) else next(free, 0)
+        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", point)
 
     def after_trial(self, study, trial, state, values) -> None:
         """Nothing."""

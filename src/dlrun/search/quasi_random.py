@@ -9,6 +9,7 @@ import optuna
 
 from dlrun.config.space import Dimension
 from dlrun.contracts import Goal
+from dlrun.search._keyed import Keyed
 
 
 def build(
@@ -24,6 +25,7 @@ def build(
         qmc_type=sequence,
         scramble=True,
         seed=seed,
+        independent_sampler=Keyed(seed),
         warn_independent_sampling=False,
         warn_asynchronous_seeding=False,
     )

@@ -149,6 +149,7 @@ def students() -> dict[str, nn.Module]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rnn", "textcnn"])
 @pytest.mark.parametrize("features", [0.0, 0.1])
 def test_a_small_reader_of_texts_learns_from_a_transformer(name, features):

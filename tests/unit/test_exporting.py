@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from torch import nn
 
 from dlrun import exporting, predictor
 from dlrun._exporting_agreement import agreement
-from dlrun.commands import _export_formats
+from dlrun.commands import _export_formats, _model_card
 from dlrun.errors import DlrunError
+from dlrun.tasks import classification, detection, forecasting, regression, segmentation, speech_recognition
 
 
 def header(folder: Path) -> dict:
@@ -66,7 +69,7 @@ def test_safetensors_are_the_best_weights_bit_for_bit_with_what_describes_them(t
     weights = load_file(folder / "model.safetensors")
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
-    assert json.loads((folder / "config.json").read_text())["dlrun"]["model"] == {"name": "logistic"}
+    assert json.loads((folder / "config.json").read_text())["dlrun"]["model"] == {"name": "logistic", "copies": 1}
     assert json.loads((folder / "labels.json").read_text()) == [str(digit) for digit in range(10)]
     assert (folder / "spec.json").is_file()
 
@@ -143,6 +146,23 @@ def test_the_card_says_what_the_runs_files_say(train, dlrun, tmp_path):
     assert str(tmp_path) not in card and str(tmp_path) not in (tmp_path / "out" / "export.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("room", "kind", "said"),
+    [
+        (detection.DetectionTask, "image", "object-detection"),
+        (segmentation.SegmentationTask, "image", "image-segmentation"),
+        (classification.ClassificationTask, "table", "tabular-classification"),
+        (classification.ClassificationTask, "audio", "other"),
+        (regression.RegressionTask, "image", "image-regression"),
+        (speech_recognition.SpeechRecognitionTask, "audio", "automatic-speech-recognition"),
+        (forecasting.ForecastingTask, "series", "other"),
+    ],
+)
+def test_the_card_calls_a_task_what_the_hub_does(room, kind, said):
+    task = room.__new__(room)
+    assert _model_card._kind(SimpleNamespace(task=task, spec=SimpleNamespace(assets={"kind": kind}))) == said
+
+
 # ---------------------------------------------------------------- graphs
 
 
@@ -214,6 +234,37 @@ def test_the_graph_of_an_average_says_what_the_ensemble_says(train, dlrun, tmp_p
 
 
 @pytest.mark.slow
+def test_a_static_int8_run_goes_out_as_the_onnx_file_that_it_is(train, dlrun, tmp_path, short_timing):
+    onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+    run = train("model=cnn", "model.channels=[8,16]", "model.convolutions=1")
+    code, _, err = dlrun("compress", run.id, "compression=quantize_static", "compression.quantize_static.examples=32")
+    assert code == 0, err
+    code, out, err = dlrun("export", "latest", "--output", str(tmp_path / "out"), "--check", "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["inputs"] == [{"name": "image", "type": "float32", "shape": ["batch", 1, 8, 8]}]
+    assert facts["outputs"] == [{"name": "logits", "type": "float32", "shape": ["batch", 10]}]
+    assert facts["preprocessing"] == "outside" and facts["agreement"]["worst"] == 0
+    file = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(file)
+    assert {tensor.data_type for tensor in file.graph.initializer} >= {onnx.TensorProto.INT8}
+    assert json.loads(file.metadata_props[0].value) == [str(digit) for digit in range(10)]
+    code, _, err = dlrun("export", "latest", "--format", "torch", "--output", str(tmp_path / "torch"))
+    assert code == 2 and "is a finished ONNX graph" in err and "--format onnx" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("cluster",), ("quantize_weights", "compression.quantize_weights.format=int4")])
+def test_weights_in_codebooks_and_in_few_bits_go_out_written_out(train, dlrun, tmp_path, short_timing, words):
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    run = train("model=mlp")
+    assert dlrun("compress", run.id, f"compression={words[0]}", *words[1:])[0] == 0
+    code, out, err = dlrun("export", "latest", "--output", str(tmp_path / "out"), "--check", "--json")
+    assert code == 0, err
+    assert json.loads(out)["check"]["exported"] == json.loads(out)["check"]["model"]
+
+
+@pytest.mark.slow
 def test_an_ensemble_is_one_file_and_is_no_file_of_one_models_weights(train, dlrun, tmp_path):
     pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
     first, second = train("data.split_seed=0"), train("data.split_seed=0", "seed=1")
@@ -225,6 +276,22 @@ def test_an_ensemble_is_one_file_and_is_no_file_of_one_models_weights(train, dlr
 
 
 # ---------------------------------------------------------------- texts
+
+
+def test_a_folder_of_transformers_is_compared_without_the_weights_that_it_should_bring(tmp_path, monkeypatch):
+    import transformers
+    from tests.unit.fake_compression import texts_net
+
+    from dlrun import _exporting_weights as weights
+
+    model = texts_net("transformers")
+    read = SimpleNamespace(state_dict=dict)  # a file that lost all of them
+    library = SimpleNamespace(from_pretrained=lambda *_, **__: SimpleNamespace(eval=lambda: read))
+    monkeypatch.setattr(transformers, "AutoModel", library)
+    source: Any = SimpleNamespace(model=model)
+    found = weights.read_transformers(source, tmp_path, {"auto_class": "AutoModel", "head": None})
+    assert not any(tensor.count_nonzero() for tensor in found.parameters())
+    assert any(tensor.count_nonzero() for tensor in model.parameters())
 
 
 @pytest.mark.slow

@@ -106,6 +106,7 @@ def test_bilinear_upsampling_before_and_after_a_1x1_convolution_is_the_same():
     torch.testing.assert_close(up(x), expected)
 
 
+@pytest.mark.slow
 def test_unet_learns_where_a_square_is():
     torch.manual_seed(0)
     images = torch.zeros(8, 1, 16, 16)

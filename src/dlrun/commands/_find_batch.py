@@ -129,7 +129,8 @@ def _try(parts: Parts, feed: Feed) -> Trial | None:
             return None
     largest = max(sizes)  # the last batch of an epoch is smaller, and says nothing of this size
     full = [spent for size, spent in zip(sizes[_WARM_UP:], seconds[_WARM_UP:], strict=True) if size == largest]
-    quick = statistics.quantiles(full, n=4)[0] if len(full) > 1 else min(seconds)  # others shared the machine
+    # The quick ones: others shared the machine. "inclusive", as the default goes beyond two values, and below zero.
+    quick = statistics.quantiles(full, n=4, method="inclusive")[0] if len(full) > 1 else min(seconds)
     return Trial(feed.batch_size, largest / quick, peak[0])
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ _KINDS: dict[str, Kind] = {"targets": "numbers", "labels": "labels", "classes": 
 
 def kind_of(spec: DataSpec) -> Kind:
     """What a model of such data says. Raises: DlrunError where it is no row of numbers an example."""
-    found = [kind for size, kind in _KINDS.items() if size in spec.sizes]
+    found: list[Kind] = [kind for size, kind in _KINDS.items() if size in spec.sizes]
     if not found:
         raise DlrunError(
             "model.members and model.copies are for classes, labels and numbers of a whole example",
@@ -50,7 +50,8 @@ class Copies(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module], kind: Kind) -> None:
         super().__init__()
-        self.members, self.kind = len(models), kind
+        self.members = len(models)
+        self.kind: Kind = kind
         every = [dict(model.named_parameters()) | dict(model.named_buffers()) for model in models]
         self.model = _with_tensors(models[0], lambda name, _: torch.stack([each[name].detach() for each in every]))
 
@@ -64,8 +65,8 @@ class Copies(nn.Module):
     def _together(self, inputs: Sequence[Tensor], rows_at: int | None) -> Tensor:
         """[M, B, K]. rows_at: where the inputs have the dimension of copies; None: each copy sees all of them."""
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], given: Sequence[Tensor]) -> Tensor:
-            return functional_call(self.model, (parameters, buffers), tuple(given))
+        def one(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Sequence[Tensor]) -> Tensor:
+            return functional_call(self.model, (dict(parameters), dict(buffers)), tuple(given))
 
         tensors = dict(self.model.named_parameters()), dict(self.model.named_buffers())
         try:
@@ -94,7 +95,8 @@ class Mean(nn.Module):
     def __init__(self, models: Sequence[nn.Module], kind: Kind) -> None:
         super().__init__()
         forms = [model.exportable() if isinstance(model, Exportable) else model for model in models]
-        self.models, self.kind = nn.ModuleList(forms), kind
+        self.models = nn.ModuleList(forms)
+        self.kind: Kind = kind
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """[B, …] to [B, K]."""

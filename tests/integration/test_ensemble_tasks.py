@@ -130,7 +130,11 @@ def test_numbers_have_a_variance_and_a_likelihood(ensemble, predictions, tmp_pat
     torch.testing.assert_close(said["prediction"], (first + second) / 2)
     torch.testing.assert_close(said["variance"], ((first - second) / 2) ** 2, atol=1e-6, rtol=1e-4)
     [row] = predictions(folder, picture(tmp_path / "new.png", (48, 96)))
-    assert isinstance(row["prediction"], float)
+    alone = [predictor.load(folder.parents[1] / each["run"] / "artifacts") for each in
+             run_folders.read_json(folder / "plan.json")["members"]]  # fmt: skip
+    asked = [{"image": np.asarray(Image.open(tmp_path / "new.png"))}]
+    one, two = (float(each.predict_rows(asked).fields["prediction"]) for each in alone)
+    assert (row["prediction"], row["std"]) == pytest.approx(((one + two) / 2, abs(one - two) / 2), rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["average", "greedy"])
@@ -224,6 +228,31 @@ def test_posteriors_of_ctc_are_averaged_before_they_are_read(ensemble, predictio
     assert found["kind"] == "tokens" and len(found["members"]) == 2
     [row] = predictions(folder, str(place / "0.wav"))
     assert set(row["text"]) <= set("ab ")
+
+
+def test_a_soup_of_runs_with_lora_is_the_mean_of_what_they_became(train, dlrun):
+    pytest.importorskip("peft", reason="the extra 'text' is not installed")
+
+    def asked(*words: str) -> dict:
+        code, out, err = dlrun(*words, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    lines = ("task=language_model", *WORDS, "data.kind=language", "data.context=32", *GPT, "train.duration=8 steps",
+             "hardware.threads=1")  # fmt: skip
+    whole = train(*lines)
+    given = ("transfer=lora", "transfer.rank=2", f"transfer.from=run:{whole.id}", "optimizer.lr=0.01")
+    first, second = (train(*lines, *given, f"seed={seed}") for seed in (1, 2))
+    shown = asked("ensemble", first.id, second.id, "ensemble=soup")
+    one, two, mixed = (
+        predictor.load(folder).model.state_dict() for folder in (first.folder, second.folder, Path(shown["run_dir"]))
+    )
+    assert one.keys() == mixed.keys() and any(not torch.equal(one[name], two[name]) for name in one)
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, (one[name] + two[name]) / 2)
+    again = asked("ensemble", first.id, first.id, "ensemble=soup")["metrics"]
+    alone = asked("evaluate", first.id)["metrics"]
+    assert {name: again[name] for name in alone} == alone
 
 
 # ---------------------------------------------------------------- a sweep's best

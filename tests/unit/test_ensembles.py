@@ -1,6 +1,8 @@
 """The methods of `dlrun ensemble`, each against a hand-computed number, an identity or a reference."""
 
 import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,8 @@ import torch
 from torch import nn
 
 from dlrun._decoding_average import AverageModel, average
+from dlrun.commands import _ensemble_making, _ensemble_members, _ensemble_report, _predictions
+from dlrun.config.schema import ModelConfig
 from dlrun.contracts import DataSpec, Outputs
 from dlrun.data._held import MemorySplit
 from dlrun.ensembles import (
@@ -117,6 +121,14 @@ def test_numbers_have_the_mean_and_the_variance_between_members():
     assert said.fields["variance"][:, 0].tolist() == [1.0, 0.0]
 
 
+def test_a_mean_of_numbers_says_how_far_its_members_are_apart():
+    spec = DataSpec(("x",), "target", {"targets": 2}, {"x": (1,)}, ("height", "weight"))
+    members = [Outputs(torch.arange(1), {"prediction": torch.tensor([said])}) for said in ([1.0, 5.0], [3.0, 5.0])]
+    [row] = regression.build(spec).rows(plain.build(spec).combine(members, {}))
+    assert row == {"id": 0, "prediction": {"height": 2.0, "weight": 5.0}, "std": {"height": 1.0, "weight": 0.0}}
+    assert "std" not in regression.build(spec).rows(members[0])[0]
+
+
 def test_labels_are_averaged_each_by_itself():
     members = [
         Outputs(torch.arange(1), {"logits": torch.tensor([[p]]).logit(), "labels": torch.tensor([[True]])})
@@ -177,6 +189,23 @@ def test_weights_of_numbers_solve_least_squares():
     first, second = (each.fields["prediction"][:, 0].double() - truth.double() for each in members)
     wanted = float((second * (second - first)).mean() / ((first - second) ** 2).mean())
     assert share == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(("alone", "best"), [((0.3, -0.1), [0.25, 0.75]), ((0.3, 0.1), [0, 1])])
+def test_weights_of_members_that_err_alike_are_found_by_what_is_their_own(alone, best):
+    alike, own = torch.tensor([[10, 10, -10, -10], [1, -1, 1, -1]]).double()
+    errors = torch.stack([alike + each * own for each in alone])
+    assert weighted.least_squares(errors, 500).tolist() == pytest.approx(best, abs=1e-9)
+
+
+def test_no_member_would_lower_the_square_that_learned_weights_leave():
+    generator = torch.Generator().manual_seed(0)
+    common, own = torch.randn(300, generator=generator), torch.randn(6, 300, generator=generator)
+    errors = (5 * common + own * torch.arange(1, 7)[:, None]).double()
+    weights = weighted.least_squares(errors, 500)
+    slopes = errors @ (weights @ errors) / 300
+    assert weights.sum().item() == pytest.approx(1) and weights.min() >= 0
+    assert slopes.min().item() == pytest.approx(float(weights @ slopes), abs=1e-6)
 
 
 def test_labels_have_weights_too():
@@ -399,6 +428,52 @@ def test_a_greedy_soup_leaves_out_what_harms():
     assert plan["weights"] == [1, 1, 0] and tensors["w"].item() == 0.5
 
 
+@dataclass
+class Judged:
+    """A predictor of four rows."""
+
+    model: nn.Module
+    task: Any = TASK
+    dataset: Any = field(default_factory=lambda: SimpleNamespace(splits=("valid", "test")))
+
+    def predict_split(self, split: str) -> Outputs:
+        with torch.no_grad():
+            return classes(self.model.eval()(torch.eye(4)), [0, 1, 2, 2])
+
+
+def normed(weight: torch.Tensor) -> Judged:
+    linear = nn.Linear(4, 3)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.zero_()
+    return Judged(nn.Sequential(nn.BatchNorm1d(4), linear))
+
+
+def test_a_greedy_soup_that_keeps_one_member_is_that_member(monkeypatch):
+    monkeypatch.setattr(_ensemble_making, "_refresh", lambda _: pytest.fail("its norms were made anew"))
+    right = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]])
+    given = [normed(-3 * right), normed(right)]
+    members: Any = [SimpleNamespace(source=SimpleNamespace(open=lambda each=each: each)) for each in given]
+    made = _ensemble_making.Made("weights", {}, None, None)
+    _ensemble_making._mix(soup.build(SPEC, recipe="greedy"), members, made)
+    assert made.fit["weights"] == [0, 1] and made.tensors
+    for name, tensor in given[1].model.state_dict().items():
+        assert torch.equal(made.tensors[name], tensor)
+
+
+def test_models_whose_weights_cannot_be_averaged_are_told_apart_by_a_setting():
+    configs = [ModelConfig("mlp", options={"width": width, "norm": "batch"}) for width in (8, 16)]
+    members: Any = [
+        SimpleNamespace(
+            name=f"run {index}", source=SimpleNamespace(config=SimpleNamespace(model=config)),
+            run=SimpleNamespace(record=SimpleNamespace(verb="train")),
+        )
+        for index, config in enumerate(configs)
+    ]  # fmt: skip
+    with pytest.raises(DlrunError, match=r"different models \(mlp with model.width=8 and 16\): their weights cannot"):
+        _ensemble_members.require_one_model(members)
+
+
 def test_weights_of_different_shapes_are_refused_by_name():
     with pytest.raises(DlrunError, match=r"'w' is \[2\] and \[3\]"):
         _weights.mean([{"w": torch.zeros(2)}, {"w": torch.zeros(3)}])
@@ -475,3 +550,37 @@ def test_a_cyclic_schedule_begins_anew_at_every_cycle_and_ends_at_its_end():
     factor = cyclic.build(100, cycles=4)
     assert [factor(step) for step in (0, 25, 50)] == [1, 1, 1]
     assert factor(12.5) == pytest.approx(0.5) and factor(24.999) < 1e-6 and factor(100) == pytest.approx(0)
+
+
+# ---------------------------------------------------------------- what is said of an ensemble
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        ({"value": 0.5, "low": 0.25, "high": 0.75}, "better than the mean member by 0.5000  [0.2500, 0.7500]"),
+        ({"value": -0.5, "low": -0.75, "high": 0.25}, "worse than the mean member by 0.5000  [-0.2500, 0.7500]"),
+        ({"value": -0.5, "low": None, "high": None}, "worse than the mean member by 0.5000"),
+    ],
+)
+def test_an_ensemble_that_is_worse_is_called_worse(gain, said):
+    assert _ensemble_report._compared(gain, "the mean member") == said
+
+
+@pytest.mark.parametrize(
+    ("rows", "in_memory", "asked"), [(500, True, [8]), (50, True, [5]), (9, True, []), (500, False, [])]
+)
+def test_a_model_is_warmed_up_before_it_is_timed_where_that_is_cheap(rows, in_memory, asked):
+    class Timed(SimpleNamespace):
+        def predict_changed(self, split: str, rows_N: torch.Tensor, change: Any) -> None:
+            seen.append(len(rows_N))
+
+    class Rows(SimpleNamespace):
+        def __len__(self) -> int:
+            return rows
+
+    seen: list[int] = []
+    config = SimpleNamespace(data=SimpleNamespace(batch_size=4))
+    predictor: Any = Timed(config=config, dataset=SimpleNamespace(split=lambda _: Rows(in_memory=in_memory)))
+    _predictions._warm_up(predictor, "test")
+    assert seen == asked

@@ -85,14 +85,12 @@ def make(
     """Predict, fit, combine."""
     if kind in OF_ONE:
         return _of_one(method, settings, kind, members[0])
-    valid, note = None, ""
+    test = members_of.predict(members, "test", reporter)  # first: members that differ there are refused
     try:
         valid = members_of.predict(members, "valid", reporter)
     except DlrunError as error:
-        note = error.message
-    test = members_of.predict(members, "test", reporter)
-    if note:
-        reporter.note(f"note: {note}: nothing is learned from it")
+        valid = None
+        reporter.note(f"note: {error.message}: nothing is learned from it")
     known = test or valid
     if known is None:
         raise DlrunError(f"{members[0].name}: its data has neither a valid nor a test split", "data.test_fraction=0.1")
@@ -170,8 +168,8 @@ def _mix(method: Any, members: Sequence[Member], made: Made) -> None:
 
     tensors, made.fit = method.mix(given, score)
     checkpoint.load_model(scratch.model, tensors, "the soup")
-    is_new = any(not torch.equal(tensor, given[0][name]) for name, tensor in tensors.items())
-    if is_new and method.refresh_norms and _norms(scratch.model):
+    is_one_of_them = any(all(torch.equal(tensor, each[name]) for name, tensor in tensors.items()) for each in given)
+    if not is_one_of_them and method.refresh_norms and _norms(scratch.model):
         _refresh(scratch)
     made.tensors = checkpoint.model_tensors(scratch.model)
     _predict_with(scratch, made)

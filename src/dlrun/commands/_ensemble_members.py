@@ -11,7 +11,8 @@ import torch
 from dlrun import predictor, runs
 from dlrun.commands import _reading as reading
 from dlrun.commands._predictions import Predicted, Source, predicted
-from dlrun.config import check
+from dlrun.config import check, convert
+from dlrun.config.compose import leaves
 from dlrun.contracts import DataSpec, Outputs, Task
 from dlrun.errors import DlrunError, Exit
 from dlrun.predictor import TrainedModel
@@ -108,6 +109,20 @@ def checkpoints_of(run: runs.Run, last: int) -> list[tuple[runs.Run, int | None]
     return [(run, step) for step in steps[-last:]]
 
 
+def along_one_run(
+    found: Sequence[tuple[runs.Run, int | None]], method: str, last: int
+) -> Sequence[tuple[runs.Run, int | None]]:
+    """The checkpoints that were named, else the last so many of the run. Raises: DlrunError for several runs."""
+    run = found[0][0]
+    several = {each.id for each, _ in found}
+    if len(several) > 1:
+        raise DlrunError(
+            f"ensemble={method} averages checkpoints along one run, and {len(several)} runs are named",
+            f"dlrun ensemble {run.short_id} ensemble={method}, or average the runs: ensemble=soup",
+        )
+    return checkpoints_of(run, last) if all(step is None for _, step in found) else found
+
+
 def opened(
     found: Sequence[tuple[runs.Run, int | None]], options: Options, reporter: Any, device: str | None
 ) -> list[Member]:
@@ -180,13 +195,26 @@ def require_one_model(members: Sequence[Member]) -> None:
             raise DlrunError(
                 f"{member.name} was compressed, and its weights cannot be averaged", "average before you compress"
             )
-        if member.source.config.model != first.source.config.model:
-            names = [each.source.config.model.name for each in (first, member)]
+        if member.run.record.verb == "ensemble" and not member.run.checkpoints.is_dir():
             raise DlrunError(
-                f"{first.name} and {member.name} are different models ({names[0]}, {names[1]}): their weights cannot be"
-                " averaged",
+                f"{member.name} is an ensemble of predictions, and has no weights that could be averaged",
+                "name its members instead, or use ensemble=average, which averages predictions",
+            )
+        if member.source.config.model != first.source.config.model:
+            raise DlrunError(
+                f"{first.name} and {member.name} are different models ({_models(first, member)}): their weights cannot"
+                " be averaged",
                 "use ensemble=average, which averages predictions",
             )
+
+
+def _models(first: Member, other: Member) -> str:
+    """The names of two models; of one kind in two forms, the first setting that differs."""
+    one, two = (leaves(convert.to_plain(each.source.config.model)) for each in (first, other))
+    if one["name"] != two["name"]:
+        return f"{one['name']}, {two['name']}"
+    name = next(name for name in one | two if one.get(name) != two.get(name))
+    return f"{one['name']} with model.{name}={one.get(name)} and {two.get(name)}"
 
 
 def predict(members: Sequence[Member], split: str, reporter: Any) -> list[Predicted] | None:
@@ -194,7 +222,7 @@ def predict(members: Sequence[Member], split: str, reporter: Any) -> list[Predic
 
     Raises: DlrunError for members that held out different rows of it.
     """
-    found = []
+    found: list[Predicted] = []
     for member in members:
         try:
             made = predicted(member.source, split, reporter)
@@ -203,8 +231,7 @@ def predict(members: Sequence[Member], split: str, reporter: Any) -> list[Predic
                 return None
             raise
         found.append(made._replace(outputs=made.outputs.by_id()))
-    for member, other in zip(members[1:], found[1:], strict=True):
-        if not _same_rows(found[0].outputs, other.outputs):
+        if not _same_rows(found[0].outputs, found[-1].outputs):
             raise DlrunError(
                 f"{members[0].name} and {member.name} do not have the same {split} split",
                 "train them on the same data with the same split: data.split_seed=0",

@@ -30,19 +30,17 @@ def report(made: Made, members: Sequence[Member], method: Any, settings: Ensembl
         "members": _members(made, members, outputs), "ensemble": _ensemble(made, members, ensemble),
     }  # fmt: skip
     if len(outputs) > 1:
-        best = _best(task, made, outputs)
         draw = (settings.resamples, settings.seed)
-        found["gain"] = {
-            "over_mean_member": scoring.gain(task, ensemble, outputs, *draw),
-            "over_best_member": scoring.gain(task, ensemble, [outputs[best]], *draw) | {"member": best},
-        }
+        found["gain"] = {"over_mean_member": scoring.gain(task, ensemble, outputs, *draw)}
+        if made.of_valid:
+            best = _best(task, made.of_valid)
+            found["gain"]["over_best_member"] = scoring.gain(task, ensemble, [outputs[best]], *draw) | {"member": best}
         found["disagreement"] = scoring.disagreement(outputs)
         found["error_correlation"] = scoring.error_correlation(outputs)
-    if made.kind in ("outputs", *OF_ONE) and len(outputs) > 1:
         found["selective"] = scoring.selective(task, ensemble)
-        if made.kind == "outputs":
-            _contributions(found, made, method, task, goal_value(task, ensemble), outputs)
-            found["subset"] = _subset(made, task, method, outputs)
+    if made.kind == "outputs" and len(outputs) > 1:
+        _contributions(found, made, method, task, goal_value(task, ensemble), outputs)
+        found["subset"] = _subset(made, task, method, outputs)
     return found
 
 
@@ -54,10 +52,9 @@ def add_shift(found: dict[str, Any], shift: Mapping[str, Any]) -> None:
     found["shift"] = {name: value for name, value in shift.items() if name != "members"}
 
 
-def _best(task: Task, made: Made, outputs: Sequence[Outputs]) -> int:
+def _best(task: Task, of_valid: Sequence[Outputs]) -> int:
     """The member that is best on validation, for the test split must not choose."""
-    judged = made.of_valid or outputs
-    values = [goal_value(task, each) for each in judged]
+    values = [goal_value(task, each) for each in of_valid]
     return values.index((max if task.goal.mode == "max" else min)(values))
 
 
@@ -160,8 +157,7 @@ def show(found: Mapping[str, Any]) -> None:
     rows.append(_row("ensemble", found["ensemble"] | {"weight": None}, shown))
     console.print(table(heads, rows))
     for name, said in found.get("gain", {}).items():
-        interval = "" if said["low"] is None else f"  [{number(said['low'])}, {number(said['high'])}]"
-        console.print(f"better than {_OTHERS[name]} by {number(said['value'])}{interval}")
+        console.print(_compared(said, _OTHERS[name]))
     if found["temperature"] is not None:
         console.print(f"temperature {number(found['temperature'])}, learned on the validation split")
     if shift := found.get("shift"):
@@ -174,6 +170,14 @@ def show(found: Mapping[str, Any]) -> None:
             step = subset["path"][len(chosen) - 1]
             names = " ".join(found["members"][index]["short"] for index in chosen)
             console.print(f"cheaper  {names}: {goal['split']}/{goal['name']} {number(step['test'])}", soft_wrap=True)
+
+
+def _compared(said: Mapping[str, Any], other: str) -> str:
+    """A gain in words: "better than … by 0.02  [0.01, 0.03]"; of a loss the interval is that of the loss."""
+    word, sign, ends = ("worse", -1, ("high", "low")) if said["value"] < 0 else ("better", 1, ("low", "high"))
+    low, high = (said[end] for end in ends)
+    interval = "" if low is None else f"  [{number(sign * low)}, {number(sign * high)}]"
+    return f"{word} than {other} by {number(sign * said['value'])}{interval}"
 
 
 def _row(name: str, row: Mapping[str, Any], shown: Sequence[str]) -> list[Any]:

@@ -29,12 +29,16 @@ class Stopped(Exception):
         self.code = code
 
 
-def trained(words: Sequence[str], overrides: Sequence[str], method: Any, options: Options, reporter: Any) -> Found:
+def trained(
+    words: Sequence[str], overrides: Sequence[str], naming: Sequence[str], method: Any, options: Options, reporter: Any
+) -> Found:
     """Train the members of a method. words: at most one run, whose config is varied; else that of the overrides.
 
+    naming: overrides of the name, which is the ensemble's: what is trained for it is called after it, or after the run.
     Raises: DlrunError for several runs, and for a model that cannot be varied so; Stopped.
     """
-    config = _config(words, overrides, options)
+    config = _config(words, [*overrides, *naming], options)
+    config = replace(config, name=config.name and f"{config.name} members")
     if isinstance(method, InOneModel):
         if isinstance(method, BatchEnsemble):
             _require_members(config, options)

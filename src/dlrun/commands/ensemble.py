@@ -32,7 +32,7 @@ _CHANGEABLE = ("hardware.", "tracking.", "name")
 def ensemble(given: Sequence[str], options: Options, *, top: int | None = None, device: str | None = None) -> int:
     """Make an ensemble of the runs among the words, with the overrides among them. Returns the exit code."""
     words = [text for text in given if "=" not in text]
-    own, others = _parted([text for text in given if "=" in text])
+    own, others = _parted([text for text in given if "=" in text], "ensemble")
     verb = compose(own, config_dir=options.config_dir, verb=_DEFAULT).verb
     settings: EnsembleConfig = convert.to_verb("ensemble", verb, options.registry)
     reporter = TerminalReporter()
@@ -45,10 +45,10 @@ def ensemble(given: Sequence[str], options: Options, *, top: int | None = None, 
         return stopped.code
 
 
-def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of the ensemble's own group, and the others."""
+def _parted(overrides: Sequence[str], root: str) -> tuple[list[str], list[str]]:
+    """Those of this group or field, and the others."""
     roots = [text.lstrip("+~").partition("=")[0].split(".")[0] for text in overrides]
-    own = [text for text, root in zip(overrides, roots, strict=True) if root == "ensemble"]
+    own = [text for text, found in zip(overrides, roots, strict=True) if found == root]
     return own, [text for text in overrides if text not in own]
 
 
@@ -71,8 +71,8 @@ def _ensemble(
     if isinstance(method, TrainsMembers):
         from dlrun.commands import _ensemble_training
 
-        found = _ensemble_training.trained(words, overrides, method, options, reporter)
-        overrides = []
+        overrides, others = _parted(overrides, "name")
+        found = _ensemble_training.trained(words, others, overrides, method, options, reporter)
     else:
         if not words:
             raise DlrunError(
@@ -80,8 +80,8 @@ def _ensemble(
                 "dlrun ensemble RUN RUN …, or a method that trains its members: ensemble=deep",
             )
         found = members_of.references(words, options, top)
-        if isinstance(method, OfCheckpoints) and len(found) == 1 and found[0][1] is None:
-            found = members_of.checkpoints_of(found[0][0], method.checkpoints)
+        if isinstance(method, OfCheckpoints):
+            found = members_of.along_one_run(found, settings.name, method.checkpoints)
     members = members_of.opened(found, options, reporter, device)
     members_of.require_alike(members)
     method = method_of(settings, options.registry, members[0].spec)
@@ -115,8 +115,7 @@ def _config(
                 f"ensemble cannot change {name}: the members were trained with it",
                 "it can change ensemble.*, hardware.*, tracking.* and name",
             )
-    is_named = any(text.lstrip("+").startswith("name=") for text in overrides)
-    name = config.name if is_named else f"{settings.name} of {len(members)}"
+    name = config.name if _parted(overrides, "name")[0] else f"{settings.name} of {len(members)}"
     return replace(config, name=name, transfer=TransferConfig("none"))
 
 
@@ -159,34 +158,32 @@ def _result(
     from dlrun import predictor
     from dlrun.commands import _predictions as predictions
     from dlrun.commands.evaluate import measured
-    from dlrun.contracts import unit
     from dlrun.ensembles._calibration import tempered
     from dlrun.training.metrics_log import MetricsLog
 
     task, by = members[0].task, made.temperature if settings.calibrate else None
+    seconds = sum(each for each in made.seconds if each == each)
+    weights = predictor.weights_digest(run.folder)
+    source = predictions.Source(run.folder, config, members[0].spec, weights, members[0].source.open)
     metrics, tables = {}, {}
     for split, outputs in (("valid", made.valid), ("test", made.test)):
         if outputs is not None:
-            outputs = outputs if by is None else tempered(outputs, by)
-            values, tables = measured(task, outputs, split)
+            said = outputs if by is None else tempered(outputs, by)
+            values, tables = measured(task, said, split)
             metrics |= values
+            took = seconds if outputs is (made.test or made.valid) else float("nan")  # which of them was timed
+            predictions.store(source, split, made.fingerprint, said, took, TerminalReporter(quiet=True))
     log = MetricsLog(run.metrics_file)
     log.write(0, metrics)
     log.close()
     if "confusion" in tables:
         shown = {"labels": list(members[0].spec.labels), "counts": tables["confusion"]}
         runs.write_json(run.folder / "confusion.json", shown)
-    seconds = sum(each for each in made.seconds if each == each)
-    if made.test is not None:
-        said = made.test if by is None else tempered(made.test, by)
-        weights = predictor.weights_digest(run.folder)
-        source = predictions.Source(run.folder, config, members[0].spec, weights, members[0].source.open)
-        predictions.store(source, "test", made.fingerprint, said, seconds, TerminalReporter(quiet=True))
     goal = report["goal"]
     counted = len((made.test or made.valid).ids)  # type: ignore[union-attr]
     return {
         "goal": {**goal, "value": metrics.get(f"{goal['split']}/{goal['name']}")}, "metrics": metrics, "step": 0,
-        "seconds": seconds, "rate": {f"{unit(task)}_per_second": counted / seconds if seconds else None},
+        "seconds": seconds, "rate": {"samples_per_second": counted / seconds if seconds else None},
         "parameters": report["ensemble"]["parameters"],
         "members": [{name: row.get(name) for name in ("run_id", "step", "weight", "value", "contribution")}
                     for row in report["members"]],

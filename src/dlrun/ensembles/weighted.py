@@ -75,12 +75,21 @@ def mixture(likelihoods_MP: Tensor, iterations: int) -> Tensor:
 def least_squares(errors_MP: Tensor, iterations: int) -> Tensor:
     """[M]: the weights on the simplex whose mean of these errors has the least square.
 
-    Exponentiated gradient on the quadratic form of the errors' second moments.
-    Source: Kivinen and Warmuth 1997, "Exponentiated gradient versus gradient descent".
+    Weight goes from the member that adds most to the square to the one that adds least, as much as is best for these
+    two, until all that weigh add the same.
+    Source: Lacoste-Julien and Jaggi 2015, "On the Global Linear Convergence of Frank-Wolfe Optimization Variants",
+    algorithm 2 (pairwise), on the quadratic form of the errors' second moments.
     """
     moments_MM = errors_MP @ errors_MP.T / errors_MP.shape[1]
-    rate = 1.0 / moments_MM.abs().max().clamp(min=1e-300)
-    logs_M = torch.zeros(len(errors_MP), dtype=torch.float64)
+    weights_M = torch.full((len(errors_MP),), 1 / len(errors_MP), dtype=torch.float64)
     for _ in range(iterations):
-        logs_M = (logs_M - rate * (moments_MM @ logs_M.softmax(0))).log_softmax(0)
-    return logs_M.softmax(0)
+        slope_M = moments_MM @ weights_M
+        to, away = int(slope_M.argmin()), int(slope_M.where(weights_M > 0, -torch.inf).argmax())
+        curvature = moments_MM[to, to] + moments_MM[away, away] - 2 * moments_MM[to, away]
+        step = (slope_M[away] - slope_M[to]) / curvature.clamp(min=1e-300)
+        if step < 1e-9:
+            break
+        step = step.clamp(max=weights_M[away])
+        weights_M[to] += step
+        weights_M[away] -= step
+    return weights_M

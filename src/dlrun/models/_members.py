@@ -70,7 +70,8 @@ class Members(nn.Module):
 
     def __init__(self, model: nn.Module, members: int, kind: Kind) -> None:
         super().__init__()
-        self.model, self.members, self.kind = model, members, kind
+        self.model, self.members = model, members
+        self.kind: Kind = kind
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear | nn.Conv2d):

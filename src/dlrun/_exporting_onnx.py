@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlrun import _exporting_finished
 from dlrun.compression import _onnx_session
 from dlrun.errors import DlrunError
 from dlrun.exporting import Traced, no_graph, quietly
@@ -27,6 +28,8 @@ def write(traced: Traced, folder: Path, labels: Sequence[str]) -> dict[str, Any]
     Raises: DlrunError for a graph with an operation that ONNX has not, and without the extra `export`.
     """
     _require("onnxscript", "onnxruntime")
+    if traced.program is None:
+        return _exporting_finished.write(traced, folder / FILE, labels)
     try:
         with quietly(), contextlib.redirect_stdout(io.StringIO()), _silenced("torch.onnx", "onnxscript", "onnx_ir"):
             program: Any = torch.onnx.export(traced.program, dynamo=True, verbose=False)

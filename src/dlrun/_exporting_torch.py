@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlrun.errors import DlrunError
 from dlrun.exporting import Traced, quietly
 
 FILE = "model.pt2"
 
 
 def write(traced: Traced, folder: Path, labels: Sequence[str]) -> dict[str, Any]:
-    """Write model.pt2, without the rows of data it was traced with. Returns {}."""
+    """Write model.pt2, without the rows of data it was traced with. Returns {}.
+
+    Raises: DlrunError for a model that is an ONNX file.
+    """
+    if traced.program is None:
+        raise DlrunError("export: this run's model is a finished ONNX graph, which torch has none of", "--format onnx")
     traced.program._example_inputs = None  # else the file would hold them
     with quietly():
         torch.export.save(traced.program, folder / FILE)

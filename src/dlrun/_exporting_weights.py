@@ -51,11 +51,17 @@ def read_safetensors(predictor: TrainedModel, folder: Path) -> nn.Module:
     """The predictor's architecture with the weights of the folder, and nothing else of it."""
     from safetensors.torch import load_file
 
-    model = copy.deepcopy(predictor.model)
+    model = _emptied(predictor.model)
+    checkpoint.load_model(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+    return model
+
+
+def _emptied(model: nn.Module) -> nn.Module:
+    """A copy with zeros for weights: what a file does not bring is seen to be missing."""
+    model = copy.deepcopy(model)
     with torch.no_grad():
         for tensor in checkpoint.model_tensors(model).values():
             tensor.zero_()
-    checkpoint.load_model(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
     return model
 
 
@@ -178,8 +184,8 @@ def read_transformers(source: Source, folder: Path, facts: Mapping[str, Any]) ->
         read: Any = getattr(transformers, facts["auto_class"]).from_pretrained(folder, dtype=torch.float32).eval()
     if facts["auto_class"] == "AutoModelForSequenceClassification":
         return _Classes(read)
-    model = copy.deepcopy(source.model)
-    network, _ = model.published()  # type: ignore[operator]
+    model: Any = _emptied(source.model)
+    network, _ = model.published()
     network.load_state_dict(read.state_dict(), strict=False)
     if facts["head"]:
         model.load_state_dict(load_file(folder / HEAD), strict=False)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as trees
 
 from dlrun import build
+from dlrun.compression import _exporter, _quantized
+from dlrun.compression._onnx_graph import OnnxGraph
 from dlrun.contracts import Batch, Dataset, DataSpec, Exportable, Inputs, Task
 from dlrun.errors import DlrunError
 
@@ -80,11 +82,13 @@ class TensorFact(NamedTuple):
 class Traced:
     """A graph. inputs, outputs: in its order.   prepares: whether preprocessing is inside.
 
+    program: None of a model that is a finished ONNX file already.
+
     ragged: inputs that may have any length -> the input that holds the lengths of their rows, or None.
     shape: how the outputs are nested where the model's code reads them.
     """
 
-    program: torch.export.ExportedProgram
+    program: Any  # torch.export.ExportedProgram
     source: Source
     form: nn.Module
     inputs: tuple[TensorFact, ...]
@@ -96,7 +100,7 @@ class Traced:
     @property
     def shortest(self) -> int:
         """The least length that the graph takes, where it takes any above."""
-        bounds = self.program.range_constraints.values()
+        bounds = self.program.range_constraints.values() if self.program is not None else ()
         return max((int(bound.lower) for bound in bounds if bound.lower >= 2), default=1)
 
     def given(self, stored: Batch) -> dict[str, Tensor]:
@@ -154,7 +158,12 @@ def traced(source: Source) -> Traced:
 
     Raises: DlrunError where the model's code is no graph.
     """
-    form = source.model.exportable() if isinstance(source.model, Exportable) else source.model
+    if isinstance(source.model, OnnxGraph):
+        from dlrun import _exporting_finished
+
+        return _exporting_finished.traced(source, source.model)
+    model: nn.Module = _quantized.written_out(source.model)
+    form = model.exportable() if isinstance(model, Exportable) else model
     form = form.eval()
     stored = source.rows(3)
     needed = _needed(source, stored)
@@ -163,7 +172,7 @@ def traced(source: Source) -> Traced:
     for prepares in (True, False):
         names = needed if prepares else source.spec.inputs
         example = {name: (stored if prepares else prepared)[name] for name in names}
-        ragged = _ragged(example)
+        ragged = any_length(example)
         graph = _Graph(form, source.inputs.prepare if prepares else None, names, source.spec.inputs)
         for free in (ragged, {}) if ragged else ({},):
             try:
@@ -181,9 +190,8 @@ def traced(source: Source) -> Traced:
 
 def no_graph(model: nn.Module, error: Exception) -> DlrunError:
     """The user's view of a model that cannot be traced."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return DlrunError(
-        f"export: {type(model).__name__} is no graph of tensors: {lines[0][:300]}",
+        f"export: {type(model).__name__} is no graph of tensors: {_exporter.reason(error)[:300]}",
         "give the model an exportable() that is (docs/export.md), or --format safetensors",
     )
 
@@ -208,7 +216,7 @@ def _needed(source: Source, stored: Batch) -> tuple[str, ...]:
             names.append(missing)
 
 
-def _ragged(batch: Mapping[str, Tensor]) -> dict[str, str | None]:
+def any_length(batch: Mapping[str, Tensor]) -> dict[str, str | None]:
     """The inputs whose second dimension is a length, and the input that says how long each row is."""
     found: dict[str, str | None] = {}
     for name in batch:
@@ -250,7 +258,7 @@ def _facts(
     leaves = trees.tree_leaves(said)
     outputs = tuple(
         TensorFact(name, _kind(leaf), _sizes(node.meta["val"].shape, names))
-        for name, leaf, node in zip(_output_names(said, spec), leaves, returned, strict=True)
+        for name, leaf, node in zip(output_names(said, spec), leaves, returned, strict=True)
     )
     return inputs, outputs
 
@@ -263,7 +271,7 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _output_names(said: Any, spec: DataSpec) -> list[str]:
+def output_names(said: Any, spec: DataSpec) -> list[str]:
     if isinstance(said, tuple) and hasattr(said, "_fields"):
         return list(said._fields)  # type: ignore[attr-defined]
     leaves = trees.tree_leaves(said)

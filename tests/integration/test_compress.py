@@ -32,6 +32,7 @@ def test_a_compressed_run_says_what_scripts_rely_on_and_reads_back(runs, train, 
     said = compressed(dlrun, runs, run, "compression=quantize_dynamic")
     assert {"run_id", "run_dir", "status", "goal", "metrics", "seconds", "rate", "parents"} <= said.keys()
     assert said["parents"] == [run.id] and said["status"] == "FINISHED"
+    assert {"low", "high", "value"} <= said["gain"].keys() and isinstance(said["remarks"], list)
     for side in ("before", "after"):
         assert {"bytes", "parameters", "macs", "latency_seconds", "metrics"} <= said[side].keys()
     assert said["before"]["macs"] == said["after"]["macs"] > 1000
@@ -105,6 +106,31 @@ def test_what_the_weights_were_made_with_cannot_be_changed(runs, train, dlrun):
     code, _, err = dlrun("compress", run.id, "--runs", str(runs))
     assert code == 2 and "compression: nothing is chosen" in err
     assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_list_of_no_steps_and_a_wrong_setting_of_a_later_one_end_before_the_first(runs, train, dlrun):
+    run = train("model=mlp")
+    code, _, err = dlrun("compress", run.id, "compression=[]", "--runs", str(runs))
+    assert code == 2 and "compression: the list is empty" in err
+    words = ("compression=[prune_magnitude,cluster]", "compression.cluster.clusters=1", "--runs", str(runs))
+    code, _, err = dlrun("compress", run.id, *words)
+    assert code == 2 and "compression.cluster.clusters: expected an integer from 2 to 256, got 1" in err
+    assert "prune_magnitude" not in err
+    assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_distilled_within_what_may_be_lost_and_the_front_is_on_stdout(runs, train, dlrun):
+    members = [train("model=mlp", "data.split_seed=0", f"seed={seed}").id for seed in (0, 1)]
+    assert dlrun("ensemble", *members, "--runs", str(runs))[0] == 0
+    words = ("compression=distill", "model@compression.distill.student=logistic",
+             "compression.distill.duration=1 epoch", "--max-drop", "0.9", "--runs", str(runs))  # fmt: skip
+    code, out, err = dlrun("compress", "latest", *words)
+    assert code == 0, err
+    assert "The front:" in out and "as given" in out
+    words = ("compression=prune_magnitude", "compression.prune_magnitude.finetune=null", "--max-drop", "0.05")
+    code, out, err = dlrun("compress", members[0], *words, "--runs", str(runs))
+    assert code == 0 and "The front:" in out and "as it was" in out and "The front:" not in err
 
 
 def test_a_changed_plan_is_not_read(runs, train, dlrun):

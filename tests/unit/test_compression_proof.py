@@ -39,6 +39,13 @@ def test_two_models_are_timed_in_turns_and_both_as_often(monkeypatch):
         assert measured.memory_bytes >= 4 * (4 * 3 + 3)
 
 
+def test_that_boxes_have_no_interval_is_said():
+    side = {"parameters": 10, "nonzero": 10, "macs": 5}
+    assert proof.remarks(side, side | {"goal_interval": [0.1, 0.2]}) == []
+    (said,) = proof.remarks(side, side | {"goal_interval": None})
+    assert said == "the goal has no bootstrap interval: boxes are not resampled"
+
+
 def test_a_clock_that_slows_down_in_the_middle_slows_both(monkeypatch):
     """Each call takes a second at first and ten from the middle on; the same model, before and after, is as fast."""
     seconds, calls = [0.0], [0]

@@ -24,7 +24,7 @@ from tests.unit.fake_compression import (
 )  # fmt: skip
 from torch import nn
 
-from dlrun.compression import prune_channels
+from dlrun.compression import cluster, prune_channels, quantize_weights
 from dlrun.contracts import DataSpec
 from dlrun.errors import DlrunError
 from dlrun.models import unet
@@ -162,6 +162,20 @@ def test_a_recurrent_model_is_refused():
     with pytest.raises(DlrunError) as error:
         prune_channels.build(TEXTS).compress(texts_net("rnn"), Tools(TEXTS))
     assert error.value.message == "prune_channels: Rnn has no convolution or hidden layer whose channels could go"
+
+
+def test_a_model_whose_only_layer_is_its_head_is_refused_before_torch_pruning_meets_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(DlrunError, match="Rnn has no convolution or hidden layer whose channels could go"):
+        prune_channels.build(TEXTS, finetune=None).compress(texts_net("rnn"), Tools(TEXTS))
+
+
+@pytest.mark.parametrize("before", [cluster.build(IMAGES, smallest=64), quantize_weights.build(IMAGES, smallest=64)])
+def test_weights_that_are_kept_otherwise_are_refused_with_the_order_to_take(before):
+    model, _ = before.compress(images_net(), Tools(IMAGES))
+    with pytest.raises(DlrunError, match="are kept in codebooks or in fewer bits") as error:
+        prune_channels.build(IMAGES, finetune=None).compress(model, Tools(IMAGES))
+    assert error.value.hint == "let prune_channels come first: compression=[prune_channels,…]"
 
 
 def test_a_target_that_cannot_be_met_says_how_far_it_goes():

@@ -56,6 +56,14 @@ def test_weights_kept_in_fewer_bits_are_read_back_bit_for_bit(form):
     assert (small(inputs) - model(inputs)).norm() < largest * model(inputs).norm()
 
 
+def test_a_group_longer_than_a_row_is_a_row():
+    sizes = []
+    for group in (64, 8192):
+        small, _ = quantize_weights.build(IMAGES, format="int4", group=group).compress(mlp(), Tools(IMAGES))
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in small.state_dict().values()))
+    assert sizes[0] == sizes[1]
+
+
 def test_an_int8_weight_is_off_by_half_a_scale_at_most():
     weight = torch.randn(7, 33)
     scale = _quantized.scales(weight, 127)
@@ -159,6 +167,12 @@ def test_training_with_rounded_weights_hands_on_floats_of_the_same_shape():
     trained, plan = qat.build(IMAGES, duration="1 epoch", examples=8).compress(model, tools)
     assert sorted(trained.state_dict()) == sorted(names) and plan["report"]["layers"] == 3
     assert not any(part._forward_pre_hooks for part in trained.modules())
+    assert "note" not in plan["report"]
+
+
+def test_training_with_rounded_weights_says_which_layers_it_left():
+    _, plan = qat.build(TEXTS, duration="1 step", examples=8).compress(text_net(), Tools(TEXTS))
+    assert plan["report"]["note"] == "recurrent layers were not rounded: recurrent.kernel"
 
 
 def test_a_rounded_weight_is_the_one_a_quantizer_gives_and_passes_its_gradient():

@@ -266,6 +266,8 @@ def remarks(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{zeros:.0%} of the weights are zero: that saves no time here, for they are multiplied all the same"
         )
+    if after.get("goal_interval", ()) is None:
+        found.append("the goal has no bootstrap interval: boxes are not resampled")
     if str(after.get("energy_method", "")).startswith("estimated"):
         found.append(f"energy is {after['energy_method']}")
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dlrun.commands._terminal import number, table
+from dlrun.commands._terminal import number, result_console, table
 from dlrun.config.schema import CompressionConfig
 from dlrun.contracts import Goal
 from dlrun.errors import DlrunError, Exit
@@ -34,7 +34,7 @@ _STRENGTHS: dict[str, Callable[[float], dict[str, Any]]] = {
 _BY_LAYERS = ("quantize_dynamic", "quantize_weights")
 
 
-@dataclass
+@dataclass(eq=False)
 class Tried:
     """One setting: what it gave on validation, and its cost. state: of the work when it was done."""
 
@@ -57,22 +57,30 @@ class Tried:
 
 def strongest(work: Work, steps: dict[str, CompressionConfig], max_drop: str) -> nn.Module:
     """The model of the strongest setting that passes. Raises: DlrunError with code GATE naming the nearest miss."""
-    goal = work.tools.task.goal
+    goal, model = work.tools.task.goal, work.predictor.model
     if "valid" not in work.predictor.dataset.splits:
         raise DlrunError("--max-drop is measured on validation, and the data has no valid split", "data.valid_fraction")
-    before = work.tools.score(work.predictor.model)[goal.metric]
+    scored = work.predictor.evaluate("valid") if work.is_several() else work.tools.score(model)
+    before = scored[goal.metric]
     allowed = allowed_drop(max_drop, before)
     name = _searched(steps)
     names = list(steps)
-    for earlier in names[: names.index(name)]:
-        work.predictor.model = work.step(work.predictor.model, earlier, steps[earlier])
+    earlier = names[: names.index(name)]
+    tried = [] if work.is_several() else [_untouched(work, before)]
+    for each in earlier:
+        model = work.step(model, each, steps[each])
     later = {each: steps[each] for each in names[names.index(name) :]}
-    drops = sensitivity(work, goal, before)
+    drops = [] if work.is_several() and not earlier else sensitivity(work, model, goal, before)
     for layer, drop in drops[:5]:
         work.reporter.note(f"  sensitive: {layer} loses {drop:.4g} when it alone is rounded to int4")
-    search = _Search(work, later, name, goal, before, allowed, drops)
-    tried = search.run()
-    return _chosen(work, tried, goal, before, allowed)
+    search = _Search(work, model, later, name, goal, before, allowed, drops)
+    return _chosen(work, tried, search.run(), goal, before, allowed)
+
+
+def _untouched(work: Work, before: float) -> Tried:
+    """What was there to begin with, which the front is drawn with."""
+    model = work.predictor.model
+    return Tried(0.0, {}, before, 0.0, _bytes(model), _latency(work, model), None, [], work.weighed, work.config)
 
 
 def allowed_drop(text: str, before: float) -> float:
@@ -100,26 +108,36 @@ def drop_of(goal: Goal, before: float, value: float) -> float:
 
 
 @torch.no_grad()
-def sensitivity(work: Work, goal: Goal, before: float) -> list[tuple[str, float]]:
+def sensitivity(work: Work, model: nn.Module, goal: Goal, before: float) -> list[tuple[str, float]]:
     """Each layer, and what validation loses when its weights alone are rounded to int4; the most sensitive first."""
     from dlrun.compression._quantized import rounded, scales
 
-    model, found = work.predictor.model, []
-    for name, layer in model.named_modules():
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.dim() < 2:
-            continue
-        kept = weight.detach().clone()
-        scale = scales(kept, 7)
-        weight.copy_(rounded(kept, scale, 7) * scale)
+    found = []
+    for name, weights in _matrices(model).items():
+        kept = [weight.detach().clone() for weight in weights]
+        for weight in weights:
+            scale = scales(weight, 7)
+            weight.copy_(rounded(weight, scale, 7) * scale)
         found.append((name, drop_of(goal, before, work.tools.score(model)[goal.metric])))
-        weight.copy_(kept)
+        for weight, was in zip(weights, kept, strict=True):
+            weight.copy_(was)
     return sorted(found, key=lambda pair: -pair[1])
+
+
+def _matrices(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Matrices and kernels by the layer they are of: a recurrent one has several. The model's own by their names."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2 and weight.is_floating_point() and "parametrizations." not in name:
+            layer, _, own = name.rpartition(".")
+            found.setdefault(layer or own, []).append(weight)
+    return found
 
 
 @dataclass
 class _Search:
     work: Work
+    model: nn.Module  # after the steps before the one whose strength is looked for
     steps: dict[str, CompressionConfig]
     name: str
     goal: Goal
@@ -128,17 +146,30 @@ class _Search:
     drops: list[tuple[str, float]]
 
     def run(self) -> list[Tried]:
-        """The strongest, and where that fails bisection between it and nothing."""
-        tried = [self.attempt(1.0)]
-        if tried[0].drop <= self.allowed or self._has_no_strength():
-            return tried
-        low, high = 0.0, 1.0
-        while len(tried) < _TRIES:
-            middle = (low + high) / 2
-            tried.append(self.attempt(middle))
-            passes = tried[-1].drop <= self.allowed
-            low, high = (middle, high) if passes else (low, middle)
+        """The strongest, and where that fails bisection between it and nothing. A strength that the method cannot have
+        is too strong. Raises: DlrunError of the first such, where none can be had."""
+        low, high, strength = 0.0, 1.0, 1.0
+        refused: DlrunError | None = None
+        tried: list[Tried] = []
+        for _ in range(_TRIES):
+            try:
+                found = self._known(tried, strength) or self.attempt(strength)
+            except _Refused as error:
+                found, refused = None, refused or error.reason
+            tried += [found] if found is not None and found not in tried else []
+            passes = found is not None and found.drop <= self.allowed
+            if strength == 1.0 and (passes or self._has_no_strength()):
+                break
+            low, high = (strength, high) if passes else (low, strength)
+            strength = (low + high) / 2
+        if not tried and refused is not None:
+            raise refused
         return tried
+
+    def _known(self, tried: list[Tried], strength: float) -> Tried | None:
+        """The same settings at another strength: counts of values and layers are whole numbers."""
+        settings = self.settings(strength)
+        return next((each for each in tried if settings and each.settings == settings), None)
 
     def _has_no_strength(self) -> bool:
         step = self.steps[self.name]
@@ -149,28 +180,42 @@ class _Search:
         step = self.steps[self.name]
         if step.name in _BY_LAYERS:
             spared = round((1 - strength) * len(self.drops))
-            return {"ignore": [layer for layer, _ in self.drops[:spared]]}
+            return {"ignore": [*self._ignored(), *(layer for layer, _ in self.drops[:spared])]}
+        if step.options.get("scope") == "n_m":  # its sparsity is 1 - n/m
+            return {"n": max(1, min(step.options["m"] - 1, round((1 - strength) * step.options["m"])))}
         return _STRENGTHS[step.name](strength) if step.name in _STRENGTHS else {}
 
+    def _ignored(self) -> list[str]:
+        """The layers that the user leaves alone."""
+        return [str(layer) for layer in self.steps[self.name].options.get("ignore") or []]
+
     def attempt(self, strength: float) -> Tried:
-        """Try one strength on a copy, with the steps that follow."""
+        """Try one strength on a copy, with the steps that follow. Raises: _Refused."""
         work, settings = self.work, self.settings(strength)
         done, weighed, step, config = list(work.done), work.weighed, work.tools.step, work.config
-        model = copy.deepcopy(work.predictor.model)
+        shown = _said(settings) or self.name
+        model = copy.deepcopy(self.model)
         for name, given in self.steps.items():
-            changed = replace(given, options=given.options | settings) if name == self.name else given
-            model = self._stepped(model, name, changed)
+            if name != self.name:
+                model = work.step(model, name, given)
+                continue
+            try:
+                model = self._stepped(model, name, replace(given, options=given.options | settings))
+            except DlrunError as error:
+                if error.code != Exit.USAGE or error.message.startswith("compression."):  # a setting, at any strength
+                    raise
+                work.reporter.note(f"  {shown}: cannot be had: {error.message}")
+                raise _Refused(error) from error
         value = work.tools.score(model)[self.goal.metric]
         drop = drop_of(self.goal, self.before, value)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        size, latency = _bytes(model), _latency(work, model)
         tried = Tried(
-            strength, settings, value, drop, size, _latency(work, model), model, work.done, work.weighed, work.config
-        )
+            strength, settings, value, drop, size, latency, model, work.done, work.weighed, work.config
+        )  # fmt: skip
         work.done, work.weighed, work.config = done, weighed, config
         work.tools.step = max(step, work.tools.step)
         verdict = "passes" if drop <= self.allowed else "loses too much"
-        shown = ", ".join(f"{key}={number(value)}" for key, value in settings.items() if value is not None)
-        work.reporter.note(f"  {shown or self.name}: valid/{self.goal.metric} {value:.4f}, {verdict}")
+        work.reporter.note(f"  {shown}: valid/{self.goal.metric} {value:.4f}, {verdict}")
         if drop > self.allowed:
             tried.model = None  # not to hold what is not wanted
         return tried
@@ -181,16 +226,29 @@ class _Search:
             try:
                 return self.work.step(model, name, step)
             except DlrunError as error:
-                layer = _unknown_layer(error.message, step.options.get("ignore") or [])
+                spared = (step.options.get("ignore") or [])[len(self._ignored()) :]  # the user's come first
+                layer = _unknown_layer(error.message, spared)
                 if layer is None:
                     raise
-                left = [one for one in step.options["ignore"] if one != layer]
+                left = [*self._ignored(), *(one for one in spared if one != layer)]
                 step = replace(step, options=step.options | {"ignore": left})
 
 
 def _unknown_layer(message: str, ignored: list[str]) -> str | None:
     """The layer that `ignore` names and the method does not have."""
     return next((layer for layer in ignored if f"no layer is called '{layer}'" in message), None)
+
+
+class _Refused(Exception):
+    """A method cannot have a strength."""
+
+    def __init__(self, reason: DlrunError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def _latency(work: Work, model: nn.Module) -> float:
@@ -200,16 +258,20 @@ def _latency(work: Work, model: nn.Module) -> float:
     return times[len(times) // 2]
 
 
-def _chosen(work: Work, tried: list[Tried], goal: Goal, before: float, allowed: float) -> nn.Module:
-    front = pareto(tried, goal)
-    work.reporter.note(f"valid/{goal.metric} was {before:.4f}; at most {allowed:.4g} may be lost. The front:")
-    rows = [[", ".join(f"{k}={number(v)}" for k, v in each.settings.items() if v is not None), each.value, each.bytes,
-             f"{each.latency * 1e3:.3f}", "passes" if each.drop <= allowed else ""] for each in front]  # fmt: skip
-    work.reporter.console.print(table(["setting", f"valid/{goal.metric}", "bytes", "latency, ms", ""], rows))
+def _chosen(
+    work: Work, untouched: list[Tried], tried: list[Tried], goal: Goal, before: float, allowed: float
+) -> nn.Module:  # fmt: skip
+    front = pareto([*untouched, *tried], goal)
+    if not work.options.as_json:
+        console = result_console()
+        console.print(f"valid/{goal.metric} was {before:.4f}; at most {allowed:.4g} may be lost. The front:")
+        rows = [["as it was" if each in untouched else _said(each.settings) or "as given", each.value, each.bytes,
+                 f"{each.latency * 1e3:.3f}", "passes" if each.drop <= allowed else ""] for each in front]  # fmt: skip
+        console.print(table(["setting", f"valid/{goal.metric}", "bytes", "latency, ms", ""], rows))
     passing = [each for each in tried if each.drop <= allowed and each.model is not None]
     if not passing:
         near = min(tried, key=lambda each: each.drop)
-        said = ", ".join(f"{key}={number(value)}" for key, value in near.settings.items() if value is not None)
+        said = _said(near.settings)
         raise DlrunError(
             f"--max-drop: no setting loses at most {allowed:.4g} of valid/{goal.metric}; the nearest loses "
             f"{near.drop:.4g}" + (f" ({said})" if said else ""),
@@ -224,6 +286,10 @@ def _chosen(work: Work, tried: list[Tried], goal: Goal, before: float, allowed: 
     }  # fmt: skip
     assert best.model is not None
     return best.model
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={number(value)}" for key, value in settings.items() if value is not None)
 
 
 def pareto(tried: list[Tried], goal: Goal) -> list[Tried]:

@@ -92,20 +92,28 @@ class Work:
                     making.finish(self.run, "KILLED" if killed else "FAILED", reason)
                 raise
 
-    def apply(self, steps: dict[str, CompressionConfig]) -> nn.Module:
-        """The source's model after every step."""
-        first = next(iter(steps.values()))
-        if self._is_several() and not first.options.get("student"):
+    def require(self, steps: dict[str, CompressionConfig]) -> None:
+        """Raises: DlrunError for what is wrong with any step's settings, before the first one works."""
+        from dlrun import build
+
+        if not steps:
+            raise DlrunError("compression: the list is empty", "compression=NAME; see: dlrun list compression")
+        for step in steps.values():
+            build.compressor(step, self.options.registry, self.predictor.spec)
+        if self.is_several() and not next(iter(steps.values())).options.get("student"):
             raise DlrunError(
                 f"run {self.source.short_id} is an ensemble, which is no single model",
                 "distil it: compression=distill model@compression.distill.student=NAME",
             )
+
+    def apply(self, steps: dict[str, CompressionConfig]) -> nn.Module:
+        """The source's model after every step."""
         model = self.predictor.model
         for name, step in steps.items():
             model = self.step(model, name, step)
         return model
 
-    def _is_several(self) -> bool:
+    def is_several(self) -> bool:
         """Whether the source is an ensemble without weights of its own, or copies of a model."""
         if self.source.record.verb == "ensemble":
             return not self.source.checkpoints.is_dir()
@@ -163,7 +171,6 @@ class Work:
         from dlrun.commands import _compress_proof as proof
         from dlrun.commands._ensemble_scores import gain
         from dlrun.commands.evaluate import measured
-        from dlrun.contracts import unit
         from dlrun.training.metrics_log import MetricsLog
 
         split, goal = self._split(), after.task.goal
@@ -188,7 +195,7 @@ class Work:
                      "split": split},
             "metrics": metrics, "step": self.tools.step, "best_step": self.tools.step,
             "seconds": time.perf_counter() - self.started,
-            "rate": {f"{unit(after.task)}_per_second": now["samples_per_second"]},
+            "rate": {"samples_per_second": now["samples_per_second"]},
             "parameters": now["parameters"], "before": before, "after": now, "ratios": proof.ratios(before, now),
             "gain": difference, "remarks": proof.remarks(before, now),
             "steps": [{name: step[name] for name in ("name", "method", "options", "report")} for step in self.done],
@@ -209,7 +216,7 @@ class Work:
         from dlrun.commands import _compress_proof as proof
 
         result = run.result or {}
-        names = ("before", "after", "ratios", *self.extra)
+        names = ("before", "after", "ratios", "gain", "remarks", *self.extra)
         if self.options.as_json:
             print_json(making.result_object(run) | {name: result[name] for name in names})
             return

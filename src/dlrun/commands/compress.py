@@ -48,6 +48,7 @@ def compress(
     work = Work(source, predictor, config, options, reporter)
     try:
         with work.closed():
+            work.require(steps)
             model = _searched(work, steps, max_drop) if max_drop else work.apply(steps)
             run = work.finish(model)
     except Interrupted as stopped:

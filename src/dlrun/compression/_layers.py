@@ -39,6 +39,12 @@ def is_linear(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear or is_transposed(layer)
 
 
+def recurrent(model: nn.Module) -> list[str]:
+    """Names of the recurrent layers, torch's and the cells that a loop calls."""
+    layers = model.named_modules()
+    return [name for name, layer in layers if isinstance(layer, nn.RNNBase) or hasattr(layer, "weight_hh")]
+
+
 def in_heads(model: nn.Module) -> set[str]:
     """Names of the linear and convolution layers whose outputs are the model's: those of the modules that go by a
     head's name, else the last linear one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import tempfile
 import warnings
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlrun.compression import _onnx_session
+from dlrun.compression import _exporter, _onnx_session, _quantized
 from dlrun.contracts import Batch, CompressionTools, Exportable
 from dlrun.errors import DlrunError
 
-_OF_ANY_LENGTH = ("tokens", "source")  # inputs [B, T] whose T differs from batch to batch
+_OF_ANY_LENGTH = ("tokens", "source", "spectrogram")  # inputs [B, T, …] whose T differs from batch to batch
 
 
 class OnnxGraph(nn.Module):
@@ -73,7 +74,8 @@ def exported(model: nn.Module, tools: CompressionTools, method: str, path: Path)
     required("onnxscript")
     names = tools.spec.inputs
     batch = next(iter(tools.batches("train", 4)))
-    form = model.exportable() if isinstance(model, Exportable) else model
+    plain: nn.Module = _quantized.written_out(model)
+    form = plain.exportable() if isinstance(plain, Exportable) else plain
     form = form.eval().cpu()
     inputs = [batch[name].cpu() for name in names]
     shapes = [_dynamic(name, tensor) for name, tensor in zip(names, inputs, strict=True)]
@@ -85,10 +87,9 @@ def exported(model: nn.Module, tools: CompressionTools, method: str, path: Path)
                 verbose=False,
             )  # fmt: skip
     except Exception as error:  # the exporter says no in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DlrunError(
-            f"{method}: {type(model).__name__} cannot be written as one graph: {reason[:160]}",
-            "compression=quantize_dynamic, or quantize_weights, needs none",
+            f"{method}: {type(model).__name__} cannot be written as one graph: {_exporter.reason(error)[:160]}",
+            "compression=quantize_weights needs none, nor does quantize_dynamic with backend=torch",
         ) from error
     if len(program.model.graph.outputs) != 1:
         raise DlrunError(f"{method}: {type(model).__name__} gives several tensors", "compression=quantize_weights")
@@ -106,8 +107,9 @@ class _Positional(nn.Module):
 
 
 def _dynamic(name: str, tensor: Tensor) -> Mapping[int, Any]:
-    sizes = {0: torch.export.Dim("batch")}
-    return sizes | {1: torch.export.Dim("length")} if name in _OF_ANY_LENGTH and tensor.dim() > 1 else sizes
+    sizes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    # Each input has a length of its own: a source is not as long as its translation.
+    return sizes | {1: torch.export.Dim.DYNAMIC} if name in _OF_ANY_LENGTH and tensor.dim() > 1 else sizes
 
 
 @contextlib.contextmanager
@@ -164,8 +166,9 @@ def dynamic(model: nn.Module, tools: CompressionTools) -> bytes:
         with _quiet():
             _prepared(plain, ready)
             quantization.quantize_dynamic(
-                str(ready), str(small), per_channel=True, weight_type=quantization.QuantType.QInt8
-            )
+                str(ready), str(small), per_channel=True, weight_type=quantization.QuantType.QInt8,
+                extra_options={"EnableSubgraph": True},  # the bodies of loops: recurrent weights lie in there
+            )  # fmt: skip
         return _stripped(small)
 
 
@@ -177,6 +180,21 @@ def plain(model: nn.Module, tools: CompressionTools) -> bytes:
         with _quiet():
             _prepared(path, ready)
         return ready.read_bytes()
+
+
+def spoken(model: nn.Module, tools: CompressionTools, method: str) -> dict[str, str]:
+    """Of a report: that a model which says sequences does not do so as a graph, which has no steps.
+
+    Raises: DlrunError for a task whose scores are those of what is said.
+    """
+    if not callable(getattr(model, "step", None)):
+        return {}
+    if hasattr(tools.task, "generates"):
+        raise DlrunError(
+            f"{method}: {type(model).__name__} as one graph does not generate, and the task scores what is generated",
+            "compression=quantize_dynamic, or quantize_weights, keeps the model, layer for layer",
+        )
+    return {"generation": "none: the graph predicts the token after each one given; it has no steps to say texts with"}
 
 
 def as_module(content: bytes) -> OnnxGraph:
@@ -224,12 +242,16 @@ def _stripped(path: Path) -> bytes:
 
 
 def _shorten(graph: Any) -> None:
-    """Names of one to three letters for all but what goes in and comes out: of a small model they are a tenth."""
-    kept = {value.name for value in (*graph.input, *graph.output)} | {""}
+    """Names of one to three letters for all but what goes in and comes out, and what the bodies of loops call by its
+    name: of a small model they are a tenth."""
+    kept = {value.name for value in (*graph.input, *graph.output)} | {""} | set(_of_bodies(graph))
     short: dict[str, str] = {}
+    free = (name for index in itertools.count() if (name := f"{index:x}") not in kept)
 
     def new(name: str) -> str:
-        return name if name in kept else short.setdefault(name, f"{len(short):x}")
+        if name not in kept and name not in short:
+            short[name] = next(free)
+        return short.get(name, name)
 
     for tensor in graph.initializer:
         tensor.name = new(tensor.name)
@@ -237,3 +259,12 @@ def _shorten(graph: Any) -> None:
         node.name = ""
         for names in (node.input, node.output):
             names[:] = [new(name) for name in names]
+
+
+def _of_bodies(graph: Any) -> Iterator[str]:
+    """Every name in the graphs that nodes hold: they read values of the graph around them, too."""
+    for node in graph.node:
+        for body in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+            yield from (value.name for value in (*body.input, *body.output, *body.initializer))
+            yield from (name for part in body.node for name in (*part.input, *part.output))
+            yield from _of_bodies(body)

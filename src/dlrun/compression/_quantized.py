@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ class Kept(nn.Module):
 
     def __init__(self, weight: Tensor, form: str, group: int) -> None:
         super().__init__()
-        self.form, self.shape, self.group = form, weight.shape, group
-        scale, self._start = _kept(weight, form, group)
+        columns = weight.shape.numel() // weight.shape[0]
+        # No group is longer than a row: what is padded would be kept, too.
+        self.form, self.shape, self.group = form, weight.shape, min(group, columns + columns % 2)
+        scale, self._start = _kept(weight, form, self.group)
         self.register_buffer("scale", scale)
         self._written: tuple[tuple, Tensor] | None = None
 
@@ -92,6 +95,25 @@ def keep(model: nn.Module, name: str, form: str, group: int) -> None:
     if isinstance(layer, nn.RNNBase) and not layer._forward_pre_hooks:
         layer.register_forward_pre_hook(_codebooks._gather)
         layer.register_forward_hook(_codebooks._let_go)
+
+
+def written_out(model: nn.Module) -> nn.Module:
+    """The model with plain weights in place of those that are kept otherwise or have codebooks: a copy, if it has such.
+
+    torch's own `remove_parametrizations` would change the class that a layer shares with its copy.
+    """
+    if not any(isinstance(part, Kept | _codebooks.Book) for part in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        kept = dict(getattr(layer, "parametrizations", {}).items())
+        if kept and all(isinstance(part, Kept | _codebooks.Book) for parts in kept.values() for part in parts):
+            weights = {name: getattr(layer, name).detach() for name in kept}
+            layer.__class__ = type(layer).__bases__[0]
+            del layer._modules["parametrizations"]
+            for name, weight in weights.items():
+                layer.register_buffer(name, weight)
+    return model
 
 
 class Int8Linear(nn.Module):

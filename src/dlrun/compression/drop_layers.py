@@ -58,7 +58,7 @@ class DropLayers:
         if not stacks:
             raise DlrunError(
                 f"drop_layers: {_layers.kind(model)} has no stack of transformer blocks",
-                "prune_channels or low_rank make other networks smaller",
+                "convolutions, linear layers: low_rank or prune_channels; recurrent ones: prune_magnitude or cluster",
             )
         before = _layers.numbers(model)
         kept: Kept = {name: list(range(len(blocks))) for name, blocks in stacks.items()}

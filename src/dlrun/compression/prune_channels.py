@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from dlrun.compression import _layers, _reshaping
 from dlrun.contracts import Batch, CompressionTools, Compressor, DataSpec
@@ -69,6 +70,7 @@ class PruneChannels:
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
         """The smaller model; the plan says which tensors and modules have other sizes."""
+        self._require(model)
         batch = _layers.one_batch(tools)
         before = _layers.numbers(model), _reshaping.sizes(model), macs_of(model, tools, batch)
         if self.macs < 1 if self.ratio is None else self.ratio > 0:
@@ -154,12 +156,22 @@ class PruneChannels:
             num_heads={},
         )
 
+    def _require(self, model: nn.Module) -> None:
+        """Raises: DlrunError for weights that torch-pruning cannot cut."""
+        if any(parametrize.is_parametrized(layer) for layer in model.modules()):
+            raise DlrunError(
+                f"prune_channels: weights of {_layers.kind(model)} are kept in codebooks or in fewer bits, where no"
+                " channel can be taken out",
+                "let prune_channels come first: compression=[prune_channels,…]",
+            )
+
     def _ignored(self, model: nn.Module) -> list[nn.Module]:
         """Layers whose outputs stay: heads, embeddings, attention, and what the user names."""
         layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _layers.Convolution)]
-        if not layers:
+        heads = _layers.in_heads(model)
+        if not set(layers) - heads:
             raise _nothing_to_prune(model)
-        chosen = set(layers) - set(_layers.without(layers, self.ignore, "prune_channels")) | _layers.in_heads(model)
+        chosen = set(layers) - set(_layers.without(layers, self.ignore, "prune_channels")) | heads
         found = [model.get_submodule(name) for name in sorted(chosen)]
         return found + [
             layer

@@ -69,7 +69,10 @@ class Qat:
                 handle.remove()
             for name in names:
                 parametrize.remove_parametrizations(layers[name], "weight", leave_parametrized=False)
-        return model, {"report": {"layers": len(names), "duration": self.duration}}
+        report: dict[str, Any] = {"layers": len(names), "duration": self.duration}
+        if loops := _layers.recurrent(model):
+            report["note"] = f"recurrent layers were not rounded: {', '.join(loops)}"
+        return model, {"report": report}
 
     def reshape(self, model: nn.Module, plan: Mapping[str, Any], tools: CompressionTools | None) -> nn.Module:
         """Nothing has another shape."""

@@ -50,8 +50,9 @@ class QuantizeDynamic:
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
         """The model with int8 layers, and their names."""
         if self.backend == "onnxruntime":
+            note = _onnx_graph.spoken(model, tools, "quantize_dynamic.backend=onnxruntime")
             content = _onnx_graph.dynamic(model, tools)
-            report = {"runtime": "ONNX Runtime", "bytes of the graph": len(content)}
+            report = {"runtime": "ONNX Runtime", "bytes of the graph": len(content)} | note
             return _onnx_graph.as_module(content), {"graph_bytes": len(content), "report": report}
         linear, kept = self._layers(model)
         plan = {"linear": linear, "kept": kept}

@@ -28,7 +28,7 @@ def build(
 
     Settings:
     format: int8 is 4 times smaller and nearly exact; int4 is 7 times smaller and costs accuracy; bf16 and fp16 2 times
-    group: values that share a scale in int4, an even number of at least 2
+    group: values that share a scale in int4, an even number of at least 2; at most a row of each matrix
     smallest: tensors with fewer weights stay as they are
     ignore: layers to leave alone, by name or pattern, e.g. [head, "blocks.0.*"]
     """

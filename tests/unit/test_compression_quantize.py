@@ -127,6 +127,7 @@ def test_what_has_no_layer_for_a_method_is_refused():
         quantize_weights.build(IMAGES, group=3)
 
 
+@pytest.mark.slow
 def test_a_taught_student_is_nearer_to_its_teacher_than_before():
     tools, teacher = Tools(IMAGES), images_net()
     student = images_net("resnet")

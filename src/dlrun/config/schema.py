@@ -174,7 +174,7 @@ class HardwareConfig:
     Settings:
     device: auto takes the GPU if there is one, else the CPU
     processes: on this machine; the batch is shared out among them
-    threads: of a process; null for its share of the cores
+    threads: of a process; null for OMP_NUM_THREADS, else its share of the cores
     channels_last: keep pictures in channels-last memory format, which some convolutions run faster on
     compile: run the model through torch.compile; the first steps are then slow
     timeout_seconds: a silent process is given up after it

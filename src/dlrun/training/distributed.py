@@ -111,8 +111,10 @@ def joined(timeout_seconds: int) -> Iterator[Place]:
 
 
 def limit_threads(threads: int | None, processes_here: int) -> int:
-    """Set torch's threads of this process: what was asked for, else this process's share of the cores."""
-    share = threads or max(1, available_cores() // processes_here)
+    """Set torch's threads of this process: what was asked for, else OMP_NUM_THREADS (a launcher of several processes
+    sets it too, so there it says nothing), else this process's share of the cores."""
+    named = os.environ.get("OMP_NUM_THREADS", "") if processes_here == 1 else ""
+    share = threads or (int(named) if named.isdigit() else 0) or max(1, available_cores() // processes_here)
     torch.set_num_threads(share)
     return share
 

@@ -24,9 +24,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slow: $(STAMP) ## the slow tests; those that start processes of their own one after the other
-	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile tests/unit tests/conformance
-	$(BIN)/python -m pytest -m slow tests/integration tests/policy
+slow: $(STAMP) ## the slow tests
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist worksteal
 
 realdata: $(STAMP) ## shortened experiments on real data (DLRUN_TEST_DATA names its folder)
 	$(BIN)/python -m pytest -m realdata

@@ -189,6 +189,12 @@ def test_a_share_that_leaves_nothing_says_how_much_may_go(method):
 
 
 @methods
+def test_the_smallest_share_still_takes_one(method):
+    _, plan = method.build(TEXTS, share=0.01, finetune=None).compress(texts_net(), Tools(TEXTS))
+    assert len(plan["report"]["cost"]) == 1
+
+
+@methods
 def test_settings_out_of_range_are_named(method):
     name = method.__name__.rpartition(".")[2]
     with pytest.raises(DlrunError, match=rf"compression.{name}.share: expected a number in \[0, 1\), got 1.0"):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tests.unit.fake_compression import IMAGES, TEXTS, Tools, images_net
+from tests.unit.fake_compression import IMAGES, TEXTS, WINDOWS, Tools, images_net, texts_net, windows_net
 from torch import nn
 
 from dlrun.compression import (
@@ -107,6 +107,47 @@ def test_a_graph_reads_back_and_stays_near_the_model(backend):
         inputs = images[:size]
         assert torch.equal(again(inputs), small(inputs))
         assert (small(inputs) - model(inputs)).norm() < 0.2 * model(inputs).norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rnn", "transformer_classifier"])
+@pytest.mark.parametrize("room", [quantize_static, quantize_dynamic])
+def test_a_graph_that_reads_texts_is_read_back_bit_for_bit(room, name):
+    method, model = room.build(TEXTS, backend="onnxruntime"), texts_net(name)
+    small, plan = method.compress(copy.deepcopy(model), Tools(TEXTS))
+    again = read_back(method, model, small, plan)
+    tokens, lengths = torch.randint(1, 20, (4, 8)), torch.tensor([8, 3, 5, 1])
+    assert torch.equal(again(tokens, lengths), small(tokens, lengths))
+    assert torch.equal(again(tokens[:1, :5], torch.tensor([5])), small(tokens[:1, :5], torch.tensor([5])))
+
+
+@pytest.mark.slow
+def test_a_graph_of_torch_reads_texts_of_one_length_only():
+    class Ragged(Tools):
+        def batches(self, split, limit=None):
+            yield {name: tensor[:limit] for name, tensor in self.rows.items()}
+            yield {name: tensor[:4, :6] if tensor.dim() == 2 else tensor[:4] for name, tensor in self.rows.items()}
+
+    with pytest.raises(DlrunError, match="quantize_static: the graph that torch makes") as refused:
+        quantize_static.build(WINDOWS, backend="pt2e", compile=False).compress(windows_net(), Ragged(WINDOWS))
+    assert refused.value.hint is not None and "backend=onnxruntime" in refused.value.hint
+
+
+def test_a_model_that_is_no_graph_is_refused_by_what_needs_one():
+    class Forks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 3, 8)
+
+        def forward(self, images):
+            said = self.layer(images).flatten(1)
+            return said if float(said.sum()) > 0 else -said
+
+    for backend in ("onnxruntime", "pt2e"):
+        with pytest.raises(DlrunError, match="quantize_static: Forks cannot be written as one graph"):
+            quantize_static.build(IMAGES, backend=backend).compress(Forks(), Tools(IMAGES))
+    with pytest.raises(DlrunError, match="qat: ReLU has no"):
+        qat.build(IMAGES).compress(nn.ReLU(), Tools(IMAGES))
 
 
 def test_a_copy_of_a_graph_runs():

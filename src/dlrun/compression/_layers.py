@@ -67,6 +67,11 @@ def tied(model: nn.Module) -> set[int]:
     return {key for key, count in seen.items() if count > 1}
 
 
+def at_least_one(share: float, count: int) -> int:
+    """How many of `count` a share is: none of a share of 0 alone, else a method passes for one that did something."""
+    return max(1, round(share * count)) if share else 0
+
+
 def without(names: Iterable[str], ignored: Sequence[Any] | None, method: str) -> list[str]:
     """The names that no pattern of the setting `ignore` fits: a layer's name, what lies in it, or with * and ?.
 

@@ -58,8 +58,15 @@ def quantized(
     first = next(iter(tools.batches("train", 4)))
     inputs = [first[name].cpu() for name in names]
     graph = _prepared(model.cpu(), inputs)
-    for batch in tools.batches("train", examples):
-        graph(*[batch[name].cpu() for name in names])
+    try:
+        for batch in tools.batches("train", examples):
+            graph(*[batch[name].cpu() for name in names])
+    except (AssertionError, RuntimeError) as error:  # a guard of the export: only the number of examples may vary
+        raise DlrunError(
+            f"quantize_static: the graph that torch makes of {type(model).__name__} reads inputs of one size, and "
+            "these have several",
+            "compression.quantize_static.backend=onnxruntime, or compression=quantize_dynamic",
+        ) from error
     graph = _converted(graph)
     facts = [{"shape": list(tensor.shape), "kind": str(tensor.dtype).removeprefix("torch.")} for tensor in inputs]
     plan = {"quantizer": "x86_inductor", "inputs": facts, "points": [list(args) for args in _points(graph)]}

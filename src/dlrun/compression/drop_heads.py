@@ -30,7 +30,7 @@ def build(
     Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?", section 3.2.
 
     Settings:
-    share: of all heads, to leave out, in [0, 1); each layer of attention keeps one
+    share: of all heads, to leave out, in [0, 1), at least one if above 0; each layer of attention keeps one
     finetune: how long to train afterwards, e.g. "3 epochs"; null for not at all
     lr_scale: factor on the run's learning rate
     ignore: layers of attention that keep theirs, by name or pattern, e.g. [blocks.0.attention]
@@ -92,7 +92,7 @@ class DropHeads:
     ) -> dict[tuple[int, int], float]:
         """(group, head) of those that go, and what each cost the goal, alone."""
         units = [(place, head) for place, group in enumerate(groups) for head in range(group[0].heads)]
-        number = round(self.share * len(units))
+        number = _layers.at_least_one(self.share, len(units))
         if not number:
             return {}
         whole, costs = _transformers.value(model, tools), {}

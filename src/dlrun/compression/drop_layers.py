@@ -31,7 +31,7 @@ def build(
     (contribution-based), with the model's own goal in place of a similarity.
 
     Settings:
-    share: of all blocks, to leave out, in [0, 1); of each stack (an encoder, a decoder) one stays
+    share: of all blocks, to leave out, in [0, 1), at least one if above 0; each stack (an encoder, a decoder) keeps one
     search: greedy asks anew after each block that went; once asks in the beginning only, which is quicker
     finetune: how long to train afterwards, e.g. "3 epochs"; null for not at all
     lr_scale: factor on the run's learning rate
@@ -85,7 +85,7 @@ class DropLayers:
     ) -> dict[str, float]:
         """Take indices out of `kept`. Returns by name of each block that went what it cost the goal, then."""
         names = [f"{name}.{index}" for name, indices in kept.items() for index in indices]
-        free, number = _layers.without(names, self.ignore, "drop_layers"), round(self.share * len(names))
+        free, number = _layers.without(names, self.ignore, "drop_layers"), _layers.at_least_one(self.share, len(names))
         gone: dict[str, float] = {}
         costs: dict[str, float] = {}
         for _ in range(number):

@@ -160,6 +160,25 @@ def test_a_fresh_process_reads_it_back_bit_for_bit_and_it_can_be_compressed_on(r
 
 
 @pytest.mark.slow
+def test_a_compressed_run_is_combined_and_exported_with_a_card_of_what_was_done(runs, train, dlrun, tmp_path):
+    run = train("model=mlp")
+    said = compressed(dlrun, runs, run, "compression=low_rank", "compression.low_rank.energy=0.8")
+    code, out, err = dlrun("ensemble", run.id, said["run_id"], "--runs", str(runs), "--json")
+    assert code == 0 and json.loads(out)["parents"] == [run.id, said["run_id"]], err
+    folder = tmp_path / "exported"
+    words = ("--format", "onnx", "--check", "--output", str(folder), "--runs", str(runs))
+    code, _, err = dlrun("export", said["run_id"], *words)
+    assert code == 0, err
+    card = (folder / "README.md").read_text()
+    assert "made by `dlrun compress`" in card and "By `low_rank` (energy=0.8" in card
+    for name, key in (("parameters", "parameters"), ("bytes on disk", "bytes")):
+        assert f"| {name} | {said['before'][key]:,} | {said['after'][key]:,} |" in card
+    before = said["before"]["metrics"]["test/accuracy"]
+    assert f"| test/accuracy | {before:.4f} | {said['goal']['value']:.4f} |" in card
+    assert "Both were timed in turns, on cpu" in card
+
+
+@pytest.mark.slow
 def test_a_killed_compression_is_no_finished_run(runs, train, dlrun):
     run = train("model=mlp")
     words = [

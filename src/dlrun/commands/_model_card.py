@@ -50,6 +50,7 @@ def text(run: runs.Run, predictor: Any, facts: Mapping[str, Any]) -> str:
         *_tensors(predictor, facts),
         *_data(predictor, config),
         *_metrics(result),
+        *_compression(result),
         *_training(run, config, result, predictor),
         *_limits(predictor, facts),
         f"## Licence\n\n{_licence(facts['license'])}",
@@ -208,6 +209,41 @@ def _metrics(result: Mapping[str, Any]) -> Iterator[str]:
     if goal.get("name"):
         lines += ["", f"The weights are those of the best validation {goal['name']}, of one run and one seed."]
     yield "\n".join(lines)
+
+
+_MEASURED = (  # of a compressed run's result: name, what it is, factor to its unit
+    ("bytes", "bytes on disk", 1),
+    ("parameters", "parameters", 1),
+    ("nonzero", "parameters that are not zero", 1),
+    ("macs", "MACs of an example", 1),
+    ("latency_seconds", "milliseconds for one example (p50)", 1e3),
+    ("samples_per_second", "examples a second", 1),
+    ("joules_per_sample", "millijoules an example", 1e3),
+)
+
+
+def _compression(result: Mapping[str, Any]) -> Iterator[str]:
+    """What was done to the run it was made from, and what that cost; nothing of a run that was not compressed."""
+    before, after = result.get("before"), result.get("after")
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return
+    steps = [f"`{step['name']}` ({_settings(step['options'])})" for step in result.get("steps", ())]
+    lines = ["## Compression", "", f"By {', then '.join(steps)}.", "", "| | before | after |", "|---|---|---|"]
+    goal = result["goal"]
+    name = f"{goal['split']}/{goal['name']}"
+    rows = [(name, before["metrics"].get(name), after["metrics"].get(name), 1)]
+    rows += [(said, before.get(key), after.get(key), factor) for key, said, factor in _MEASURED]
+    for said, *values, factor in rows:
+        if all(map(_is_number, values)):
+            lines.append(f"| {said} | {' | '.join(number(value * factor) for value in values)} |")
+    interval = [number(value) for value in after.get("goal_interval") or ()]
+    lines += ["", f"95 % interval of the {name} after: {' to '.join(interval)}."] if interval else []
+    lines += ["", f"Both were timed in turns, on {after['device']} with {after['threads']} threads."]
+    yield "\n".join([*lines, *(f"{remark[0].upper()}{remark[1:]}." for remark in result.get("remarks", ()))])
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None) or "as it comes"
 
 
 def _training(run: runs.Run, config: Mapping[str, Any], result: Mapping[str, Any], predictor: Any) -> Iterator[str]:

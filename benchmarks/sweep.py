@@ -53,7 +53,7 @@ def search(folder: Path, seed: int, trials: int, *chosen: str) -> list[float]:
     """One sweep's history."""
     runs = folder / "runs"
     shown = dlrun(
-        "sweep", "experiment=fashion_mnist_cnn", "data.train_size=10000", "data.valid_size=2000", "data.augment={}",
+        "sweep", "experiment=fashion_mnist_cnn", "data.train_size=10000", "data.valid_size=2000",
         "model.channels=[8,16,32]", "model.convolutions=1", f"train.duration={EPOCHS} epochs", *QUIET, *SPACE, *chosen,
         f"search.seed={seed}", f"search.trials={trials}", "search.keep=1", "--runs", str(runs),
     )  # fmt: skip

@@ -92,6 +92,16 @@ def test_an_augmentation_gets_its_defaults_and_null_switches_it_off():
     assert config("data.augment={flip: {}}", "data.augment.flip=null").data.augment == {}
 
 
+def test_an_empty_mapping_takes_all_of_an_experiments_away_and_what_comes_after_it_counts():
+    experiment = "experiment=fashion_mnist_cnn"
+    assert compose([experiment]).values["data"]["augment"].keys() == {"flip", "random_crop"}
+    assert compose([experiment, "data.augment={}"]).values["data"]["augment"] == {}
+    after = ["data.augment={}", "data.augment={rotate: {}}"]
+    assert compose([experiment, *after]).values["data"]["augment"] == {"rotate": {}}
+    base = compose([experiment]).values
+    assert compose_on(base, ["data.augment={}"]).values["data"]["augment"] == {}
+
+
 def test_an_integer_is_a_number_and_a_whole_number_an_integer():
     made = config("train.clip_norm=1", "data.batch_size=1e2")
     assert made.train.clip_norm == 1.0 and isinstance(made.train.clip_norm, float)

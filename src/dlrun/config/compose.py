@@ -106,8 +106,17 @@ def _composed(lines: list[str], config_dir: Path | None) -> tuple[DictConfig, di
         (chosen if is_choice else others).append(item)
     kept, left_out = _of_groups(tuple(item.input_line or "" for item in chosen), _stamp(config_dir))
     config = copy.deepcopy(kept)
-    ConfigLoaderImpl._apply_overrides_to_config(others, config)  # as Hydra itself does after its defaults lists
+    for item in others:
+        if _empties(item):
+            OmegaConf.update(config, item.key_or_group, {}, merge=False, force_add=True)
+        else:
+            ConfigLoaderImpl._apply_overrides_to_config([item], config)  # as Hydra itself does after its defaults lists
     return config, left_out
+
+
+def _empties(item: Override) -> bool:
+    """Whether it says that a mapping is to be empty: Hydra would merge nothing into it."""
+    return item.type is not OverrideType.DEL and item.value() == {} and isinstance(item.value(), dict)
 
 
 @functools.lru_cache(maxsize=64)
@@ -189,7 +198,7 @@ def compose_on(base: Mapping[str, Any], overrides: Sequence[str], *, config_dir:
                 raise DlrunError(
                     f"'{item.input_line}': nothing can be deleted from a run's config", "set a value instead"
                 )
-            OmegaConf.update(config, item.key_or_group, _value(item), merge=True, force_add=True)
+            OmegaConf.update(config, item.key_or_group, _value(item), merge=not _empties(item), force_add=True)
         resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     return Composed({str(key): value for key, value in resolved.items()})

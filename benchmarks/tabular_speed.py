@@ -3,9 +3,9 @@
 DLRUN_TEST_DATA=FOLDER python benchmarks/tabular_speed.py [--rounds 3] [--steps 300] [--batch 256] [--models …]
 
 The same model, the same AdamW, the same 32,561 rows of UCI Adult. What differs is how rows become batches: gathered at
-once by index; one by one from tensors that were scaled and coded before; or one by one from a DataFrame, scaled and
-coded as they are asked for. Two models: the linear one, whose arithmetic is next to nothing, shows what feeding it
-costs; of the perceptron's steps most is arithmetic that all contenders share.
+once by index; one by one from tensors that were scaled and coded before (skorch reads those too); or one by one from a
+DataFrame, scaled and coded as they are asked for. Two models: the linear one, whose arithmetic is next to nothing,
+shows what feeding it costs; of the perceptron's steps most is arithmetic that all contenders share.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -101,6 +102,36 @@ def loader_rate(
     return seen / (time.perf_counter() - started)
 
 
+class Named(torch.nn.Module):
+    """A model whose inputs are called as skorch passes them on."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, numbers: torch.Tensor, categories: torch.Tensor) -> torch.Tensor:
+        return self.model(numbers, categories)
+
+
+def skorch_rate(data: Dataset, rows: Rows, model_name: str, batch_size: int, steps: int) -> float:
+    """Rows a second of skorch's fit on ready tensors, in whole epochs, with what it does by itself (it scores none)."""
+    import skorch  # of the extra 'bench'
+
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "criterion": torch.nn.CrossEntropyLoss, "optimizer": torch.optim.AdamW, "lr": 1e-3, "train_split": None,
+        "optimizer__weight_decay": 0.01, "batch_size": batch_size, "iterator_train__shuffle": True, "max_epochs": 1,
+        "verbose": 0,
+    }  # fmt: skip
+    net = skorch.NeuralNetClassifier(Named(MODELS[model_name](data.spec)), **settings)
+    given, labels = {"numbers": rows.numbers.float(), "categories": rows.categories}, rows.labels
+    net.fit(given, labels)
+    epochs = max(1, steps * batch_size // len(labels))
+    start = time.perf_counter()
+    net.partial_fit(given, labels, epochs=epochs)
+    return epochs * len(labels) / (time.perf_counter() - start)
+
+
 def dlrun_rows(model_name: str, batch_size: int, steps: int) -> float:
     """Rows a second of a real run."""
     path = data_folder() / "adult"
@@ -131,6 +162,7 @@ def compare(data: Dataset, model: str, given: argparse.Namespace) -> None:
             "dlrun": lambda: dlrun_rows(model, given.batch, given.steps),
             "tensors": lambda: loader_rate(data, tensors, model, given.batch, given.steps, 0),
             "tensors, two workers": lambda: loader_rate(data, tensors, model, given.batch, given.steps, 2),
+            "skorch": lambda: skorch_rate(data, tensors, model, given.batch, given.steps),
             "DataFrame": lambda: loader_rate(data, frame, model, given.batch, given.steps, 0),
             "DataFrame, two workers": lambda: loader_rate(data, frame, model, given.batch, given.steps, 2),
         },

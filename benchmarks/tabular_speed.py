@@ -11,9 +11,11 @@ shows what feeding it costs; of the perceptron's steps most is arithmetic that a
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,7 +117,7 @@ class Named(torch.nn.Module):
 
 def skorch_rate(data: Dataset, rows: Rows, model_name: str, batch_size: int, steps: int) -> float:
     """Rows a second of skorch's fit on ready tensors, in whole epochs, with what it does by itself (it scores none)."""
-    import skorch  # of the extra 'bench'
+    import skorch
 
     torch.manual_seed(0)
     settings: dict[str, Any] = {
@@ -157,17 +159,18 @@ def main() -> None:
 def compare(data: Dataset, model: str, given: argparse.Namespace) -> None:
     """Print the rates of all contenders on one model."""
     tensors, frame = Rows(data), FrameRows(data)
-    found = in_turn(
-        {
-            "dlrun": lambda: dlrun_rows(model, given.batch, given.steps),
-            "tensors": lambda: loader_rate(data, tensors, model, given.batch, given.steps, 0),
-            "tensors, two workers": lambda: loader_rate(data, tensors, model, given.batch, given.steps, 2),
-            "skorch": lambda: skorch_rate(data, tensors, model, given.batch, given.steps),
-            "DataFrame": lambda: loader_rate(data, frame, model, given.batch, given.steps, 0),
-            "DataFrame, two workers": lambda: loader_rate(data, frame, model, given.batch, given.steps, 2),
-        },
-        given.rounds,
-    )
+    contenders: dict[str, Callable[[], float]] = {
+        "dlrun": lambda: dlrun_rows(model, given.batch, given.steps),
+        "tensors": lambda: loader_rate(data, tensors, model, given.batch, given.steps, 0),
+        "tensors, two workers": lambda: loader_rate(data, tensors, model, given.batch, given.steps, 2),
+        "DataFrame": lambda: loader_rate(data, frame, model, given.batch, given.steps, 0),
+        "DataFrame, two workers": lambda: loader_rate(data, frame, model, given.batch, given.steps, 2),
+    }
+    if importlib.util.find_spec("skorch"):
+        contenders["skorch"] = lambda: skorch_rate(data, tensors, model, given.batch, given.steps)
+    else:
+        print("skorch is not installed and left out: pip install -e '.[bench]'", file=sys.stderr)
+    found = in_turn(contenders, given.rounds)
     print(f"{model}, batches of {given.batch}")
     for name, rates in found.items():
         print(f"  {name:<26} {median(rates):12.0f} rows/s   {ratio(found['dlrun'], rates):6.2f} x")

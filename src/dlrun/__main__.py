@@ -12,7 +12,7 @@ def program() -> None:
     """`main`, without looking for garbage where there is none.
 
     Importing torch and its like makes a million objects that stay: looking through them again and again while they are
-    made took a quarter of a command that only reads runs. A command that lasts collects as usual.
+    made is a sixth of what importing them takes. A command that lasts collects as usual.
     """
     gc.disable()
     later = threading.Timer(_SHORT_SECONDS, gc.enable)

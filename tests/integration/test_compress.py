@@ -171,10 +171,10 @@ def test_a_compressed_run_is_combined_and_exported_with_a_card_of_what_was_done(
     assert code == 0, err
     card = (folder / "README.md").read_text()
     assert "made by `dlrun compress`" in card and "By `low_rank` (energy=0.8" in card
-    for name, key in (("parameters", "parameters"), ("bytes on disk", "bytes")):
-        assert f"| {name} | {said['before'][key]:,} | {said['after'][key]:,} |" in card
+    for name, key in (("parameters", "parameters"), ("bytes of the file", "bytes")):
+        assert f"| {name} | {said['before'][key]:,} | {said['after'][key]:,} | " in card
     before = said["before"]["metrics"]["test/accuracy"]
-    assert f"| test/accuracy | {before:.4f} | {said['goal']['value']:.4f} |" in card
+    assert f"| test/accuracy | {before:.4f} | {said['goal']['value']:.4f} | " in card
     assert "Both were timed in turns, on cpu" in card
 
 

@@ -47,11 +47,11 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def imports(path: Path) -> tuple[Import, ...]:
+    """Every import of a file, inside functions too; `from dlrun import runs` is dlrun.runs."""
     return tuple(_imports(path))
 
 
 def _imports(path: Path) -> Iterator[Import]:
-    """Every import of a file, inside functions too; `from dlrun import runs` is dlrun.runs."""
     package = ["dlrun", *path.relative_to(SOURCE).parts[:-1]]
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):

@@ -161,7 +161,6 @@ def test_a_small_reader_of_texts_learns_from_a_transformer(name, features):
     assert plan["report"]["teachers"] == 1 and not any(part._forward_pre_hooks for part in student.modules())
 
 
-@pytest.mark.slow
 def test_a_textcnn_learns_from_a_recurrent_net():
     teacher, student = trained(texts_net("rnn"), TEXTS), students()["textcnn"]
     before = divergence(student, teacher, TEXTS)

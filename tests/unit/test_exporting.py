@@ -279,12 +279,13 @@ def test_an_ensemble_is_one_file_and_is_no_file_of_one_models_weights(train, dlr
 
 
 def test_a_folder_of_transformers_is_compared_without_the_weights_that_it_should_bring(tmp_path, monkeypatch):
-    import transformers
     from tests.unit.fake_compression import texts_net
 
     from dlrun import _exporting_weights as weights
 
     model = texts_net("transformers")
+    import transformers  # only now: the library puts another module in its own place while it loads a model
+
     read = SimpleNamespace(state_dict=dict)  # a file that lost all of them
     library = SimpleNamespace(from_pretrained=lambda *_, **__: SimpleNamespace(eval=lambda: read))
     monkeypatch.setattr(transformers, "AutoModel", library)

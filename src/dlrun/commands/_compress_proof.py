@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlrun.commands._terminal import number, table
+from dlrun.commands._terminal import number
 from dlrun.contracts import Batch, Outputs, Task
 from dlrun.predictor import TrainedModel
 from dlrun.training.energy import EnergyMeter
@@ -228,8 +228,8 @@ def _times(ratio: float | None) -> str:
     return f"{ratio:.2f} x better" if ratio >= 1.005 else f"{1 / ratio:.2f} x worse" if ratio <= 0.995 else "same"
 
 
-def shown(before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, Any]) -> Any:
-    """The table for a person."""
+def compared(before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, Any]) -> list[list[str]]:
+    """For a person: what it is, before, after, and the change in words."""
     rows = []
     for name, title, unit in _ROWS:
         if before.get(name) is not None or after.get(name) is not None:
@@ -241,7 +241,7 @@ def shown(before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[
         rows.append(
             [name, number(was) if was is not None else "", number(now), f"{now - was:+.4f}" if was is not None else ""]
         )
-    return table(["", "before", "after", "change"], rows)
+    return rows
 
 
 _ROWS = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun import runs
 from dlrun.commands import _making as making
 from dlrun.commands import _reading as reading
-from dlrun.commands._terminal import TerminalReporter, print_json, result_console
+from dlrun.commands._terminal import TerminalReporter, print_json, result_console, table
 from dlrun.config import check, convert
 from dlrun.config.schema import CompressionConfig, RunConfig
 from dlrun.errors import DlrunError
@@ -221,7 +221,8 @@ class Work:
             print_json(making.result_object(run) | {name: result[name] for name in names})
             return
         console = result_console()
-        console.print(proof.shown(result["before"], result["after"], result["ratios"]))
+        rows = proof.compared(result["before"], result["after"], result["ratios"])
+        console.print(table(["", "before", "after", "change"], rows))
         goal, found = result["goal"], result["gain"]
         spread = result["after"]["goal_interval"]
         within = f" (95 % interval {spread[0]:.4g} to {spread[1]:.4g})" if spread else ""

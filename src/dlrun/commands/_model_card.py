@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dlrun import runs
+from dlrun.commands import _compress_proof as proof
 from dlrun.commands import _reading as reading
 from dlrun.commands._terminal import number
 from dlrun.contracts import hub_kind
@@ -211,35 +212,28 @@ def _metrics(result: Mapping[str, Any]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
-_MEASURED = (  # of a compressed run's result: name, what it is, factor to its unit
-    ("bytes", "bytes on disk", 1),
-    ("parameters", "parameters", 1),
-    ("nonzero", "parameters that are not zero", 1),
-    ("macs", "MACs of an example", 1),
-    ("latency_seconds", "milliseconds for one example (p50)", 1e3),
-    ("samples_per_second", "examples a second", 1),
-    ("joules_per_sample", "millijoules an example", 1e3),
-)
-
-
 def _compression(result: Mapping[str, Any]) -> Iterator[str]:
     """What was done to the run it was made from, and what that cost; nothing of a run that was not compressed."""
-    before, after = result.get("before"), result.get("after")
-    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+    if "ratios" not in result:
         return
-    steps = [f"`{step['name']}` ({_settings(step['options'])})" for step in result.get("steps", ())]
-    lines = ["## Compression", "", f"By {', then '.join(steps)}.", "", "| | before | after |", "|---|---|---|"]
-    goal = result["goal"]
-    name = f"{goal['split']}/{goal['name']}"
-    rows = [(name, before["metrics"].get(name), after["metrics"].get(name), 1)]
-    rows += [(said, before.get(key), after.get(key), factor) for key, said, factor in _MEASURED]
-    for said, *values, factor in rows:
-        if all(map(_is_number, values)):
-            lines.append(f"| {said} | {' | '.join(number(value * factor) for value in values)} |")
-    interval = [number(value) for value in after.get("goal_interval") or ()]
-    lines += ["", f"95 % interval of the {name} after: {' to '.join(interval)}."] if interval else []
-    lines += ["", f"Both were timed in turns, on {after['device']} with {after['threads']} threads."]
-    yield "\n".join([*lines, *(f"{remark[0].upper()}{remark[1:]}." for remark in result.get("remarks", ()))])
+    before, after, goal = result["before"], result["after"], result["goal"]
+    steps = [f"`{step['name']}` ({_settings(step['options'])})" for step in result["steps"]]
+    lines = [
+        "## Compression",
+        "",
+        f"By {', then '.join(steps)}.",
+        "",
+        "| | before | after | change |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in proof.compared(before, after, result["ratios"])]
+    notes = [f"{remark[0].upper()}{remark[1:]}." for remark in result["remarks"]]
+    if "device" in after:
+        notes.insert(0, f"Both were timed in turns, on {after['device']} with {after['threads']} threads.")
+    if interval := after["goal_interval"]:
+        low, high = map(number, interval)
+        notes.insert(0, f"95 % interval of {goal['split']}/{goal['name']} afterwards: {low} to {high}.")
+    yield "\n".join([*lines, "", *notes])
 
 
 def _settings(options: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def _composed(lines: list[str], config_dir: Path | None) -> tuple[DictConfig, di
 
 def _empties(item: Override) -> bool:
     """Whether it says that a mapping is to be empty: Hydra would merge nothing into it."""
-    return item.type is not OverrideType.DEL and item.value() == {} and isinstance(item.value(), dict)
+    return item.type is not OverrideType.DEL and item.value() == {}
 
 
 @functools.lru_cache(maxsize=64)

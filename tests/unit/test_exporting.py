@@ -146,6 +146,29 @@ def test_the_card_says_what_the_runs_files_say(train, dlrun, tmp_path):
     assert str(tmp_path) not in card and str(tmp_path) not in (tmp_path / "out" / "export.json").read_text()
 
 
+def test_the_card_of_a_compression_that_could_not_be_timed_leaves_times_out():
+    metrics = {"valid/ap50": 0.5}
+    before = {
+        "bytes": 4000,
+        "parameters": 1000,
+        "nonzero": 1000,
+        "macs": None,
+        "metrics": metrics,
+        "latency_seconds": None,
+    }
+    after = {**before, "bytes": 1000, "goal_interval": None}
+    result = {"before": before, "after": after, "ratios": {"bytes": 4.0}, "remarks": ["boxes are not resampled"],
+              "goal": {"split": "valid", "name": "ap50", "value": 0.5},
+              "steps": [{"name": "quantize_weights", "options": {"format": "int8", "ignore": None}}]}  # fmt: skip
+    [card] = _model_card._compression(result)
+    assert "By `quantize_weights` (format=int8)." in card
+    assert (
+        "| bytes of the file | 4,000 | 1,000 | 4.00 x better |" in card and "| valid/ap50 | 0.5000 | 0.5000 |" in card
+    )
+    assert "timed" not in card and card.endswith("\n\nBoxes are not resampled.")
+    assert list(_model_card._compression({"goal": {}})) == []  # of a run that was not compressed
+
+
 @pytest.mark.parametrize(
     ("room", "kind", "said"),
     [

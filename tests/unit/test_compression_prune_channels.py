@@ -113,7 +113,7 @@ def test_channels_of_the_stream_go_with_what_is_padded_to_them():
 def test_units_of_a_gated_feed_forward_go_in_pairs():
     _, model, plan, _ = pruned("gpt", ratio=0.5)
     layer: Any = model.get_submodule("blocks.0.feed_forward")
-    assert layer.up.out_features == 2 * layer.down.in_features == 48
+    assert layer.gate.out_features == layer.up.out_features == layer.down.in_features == 24
     assert "blocks.0.attention.qkv" not in plan["report"]["layers"]
 
 
@@ -123,12 +123,12 @@ def test_gated_units_that_say_nothing_can_go_without_a_change():
         for block in model.blocks:
             hidden = block.feed_forward.down.in_features
             for unit in range(0, hidden, 2):
-                block.feed_forward.up.weight[[unit, hidden + unit]] = 0.0
-                block.feed_forward.up.bias[[unit, hidden + unit]] = 0.0
+                for layer in (block.feed_forward.gate, block.feed_forward.up):
+                    layer.weight[unit] = layer.bias[unit] = 0.0
                 block.feed_forward.down.weight[:, unit] = 0.0
     before = said(model, WINDOWS)
     smaller, plan = prune_channels.build(WINDOWS, ratio=0.5, finetune=None).compress(model, Tools(WINDOWS))
-    assert plan["report"]["layers"]["blocks.0.feed_forward.up"] == [96, 48]
+    assert plan["report"]["layers"]["blocks.0.feed_forward.up"] == [48, 24]
     torch.testing.assert_close(said(smaller, WINDOWS), before, rtol=1e-5, atol=1e-5)
 
 

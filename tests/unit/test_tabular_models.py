@@ -127,8 +127,9 @@ def test_a_block_of_the_ft_transformer_attends_as_torch_does():
         attention.out_proj.load_state_dict(block.out.state_dict())
     x = torch.randn(3, 6, 8)
     middle = x + attention(x, x, x)[0]
-    gate, up = block.up(block.feed_forward_norm(middle)).chunk(2, -1)
-    torch.testing.assert_close(block(x), middle + block.down(gate.relu() * up), rtol=1e-4, atol=1e-5)
+    normed = block.feed_forward_norm(middle)
+    after = middle + block.down(block.gate(normed).relu() * block.up(normed))
+    torch.testing.assert_close(block(x), after, rtol=1e-4, atol=1e-5)
 
 
 def test_a_cross_has_a_weight_for_each_pair_of_values_where_there_is_room():

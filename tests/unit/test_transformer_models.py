@@ -70,10 +70,10 @@ def test_gpt_with_llamas_parts_equals_transformers_llama_with_the_weights_copied
         weights |= {
             block + "attention.qkv.weight": torch.cat(heads),
             block + "attention.out.weight": given[other + "self_attn.o_proj.weight"],
-            block + "feed_forward.up.weight": torch.cat(
-                [given[f"{other}mlp.{part}_proj.weight"] for part in ("gate", "up")]
-            ),
-            block + "feed_forward.down.weight": given[other + "mlp.down_proj.weight"],
+            **{
+                block + f"feed_forward.{part}.weight": given[f"{other}mlp.{part}_proj.weight"]
+                for part in ("gate", "up", "down")
+            },
             block + "attention_norm.weight": given[other + "input_layernorm.weight"],
             block + "feed_forward_norm.weight": given[other + "post_attention_layernorm.weight"],
         }

@@ -143,7 +143,7 @@ class PruneChannels:
             model,
             batch,
             forward_fn=lambda network, rows: network(*[rows[name] for name in tools.spec.inputs]),
-            importance=_Paired(pruning.importance.GroupMagnitudeImportance(p=norm, group_reduction=over), model),
+            importance=pruning.importance.GroupMagnitudeImportance(p=norm, group_reduction=over),
             pruning_ratio=ratio,
             max_pruning_ratio=max(ratio, _RATIOS[-1]),
             global_pruning=self.scope == "global",
@@ -194,28 +194,6 @@ class PruneChannels:
                 f"prune_channels: {_layers.kind(model)} would answer {now[0]} where it answered {before[0]}",
                 "name the layers of its head: compression.prune_channels.ignore=[NAME]",
             )
-
-
-class _Paired:
-    """torch-pruning's importance, with one value for the gate of a feed-forward layer's unit and for what it gates:
-    they lie in one matrix, half of its outputs apart, and go together."""
-
-    def __init__(self, importance: Any, model: nn.Module) -> None:
-        self.importance = importance
-        pairs = [(getattr(module, "up", None), getattr(module, "down", None)) for module in model.modules()]
-        self.gated = {id(up) for up, down in pairs if _is_gated(up, down)}
-
-    def __call__(self, group: Any) -> Any:
-        found = self.importance(group)
-        if found is None or id(group[0].dep.target.module) not in self.gated:
-            return found
-        gates, units = found.chunk(2)
-        return (gates + units).repeat(2)
-
-
-def _is_gated(up: Any, down: Any) -> bool:
-    both = isinstance(up, nn.Linear) and isinstance(down, nn.Linear)
-    return both and up.out_features == 2 * down.in_features
 
 
 def _nothing_to_prune(model: nn.Module) -> DlrunError:

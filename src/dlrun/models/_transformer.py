@@ -26,25 +26,22 @@ class FeedForward(nn.Module):
     """Two linear layers with an activation between, at every place alone.
 
     activation: a name of `_layers`; "relu_squared", max(x, 0)^2 (So et al. 2021, "Primer", section 4); or "swiglu",
-    down(silu(gate x) * up x) (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6), gate and up in one matrix.
+    down(silu(gate x) * up x) (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6). Gate and up are two matrices:
+    the halves of one product would be strided, and slow on a CPU.
     """
 
     def __init__(self, width: int, hidden: int, activation: str, bias: bool, dropout: float) -> None:
         super().__init__()
         gated = activation == "swiglu"
-        self.up = nn.Linear(width, 2 * hidden if gated else hidden, bias)
-        self.activation = _FUNCTIONS[activation]() if activation in _FUNCTIONS else _layers.activation(activation)
+        self.gate = nn.Linear(width, hidden, bias) if gated else None
+        self.up = nn.Linear(width, hidden, bias)
+        self.activation = _activation("silu" if gated else activation)
         self.down = nn.Linear(hidden, width, bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.down(self.activation(self.up(x))))
-
-
-class _Gate(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        y = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        return self.dropout(self.down(y))
 
 
 class _SquaredRelu(nn.Module):
@@ -52,7 +49,8 @@ class _SquaredRelu(nn.Module):
         return F.relu(x).square()
 
 
-_FUNCTIONS = {"swiglu": _Gate, "relu_squared": _SquaredRelu}
+def _activation(name: str) -> nn.Module:
+    return _SquaredRelu() if name == "relu_squared" else _layers.activation(name)
 
 
 def hidden_width(hidden: int | None, width: int, activation: str) -> int:

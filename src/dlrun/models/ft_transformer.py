@@ -50,7 +50,7 @@ class Block(nn.Module):
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+        self.gate, self.up, self.down = nn.Linear(width, hidden), nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.hidden_dropout, self.residual_dropout = nn.Dropout(hidden_dropout), nn.Dropout(residual_dropout)
 
     def forward(self, x_BTD: Tensor, only_first: bool = False) -> Tensor:
@@ -63,8 +63,9 @@ class Block(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         seen = _transformer.joined(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout))
         x_BTD = x_BTD + self.residual_dropout(self.out(seen))
-        gate, up = self.up(self.feed_forward_norm(x_BTD)).chunk(2, dim=-1)
-        return x_BTD + self.residual_dropout(self.down(self.hidden_dropout(F.relu(gate) * up)))
+        normed_BTD = self.feed_forward_norm(x_BTD)
+        hidden = self.hidden_dropout(F.relu(self.gate(normed_BTD)) * self.up(normed_BTD))
+        return x_BTD + self.residual_dropout(self.down(hidden))
 
 
 class FtTransformer(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrun import pretrained
@@ -18,13 +19,20 @@ def find(source: str, file: str) -> Path:
 
     Raises: DlrunError with code DATA where there is none.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    if (path := Path(source).expanduser()).is_file():
         return path
-    if not path.exists() and _REPOSITORY.fullmatch(source):
-        source = f"hub:{source}"
-    found = pretrained.folder(source, _SETTING, [file]) / file
+    found = folder_of(source, [file]) / file
     if not found.is_file():
         hint = f"name a model that has one, or make it of what lies there: {_CONVERT}"
         raise DlrunError(f"{_SETTING}: {source} has no {file}", hint, Exit.DATA)
     return found
+
+
+def folder_of(source: str, files: Sequence[str]) -> Path:
+    """The folder in which these files of a vocabulary may lie: of a file, the one it lies in."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.parent
+    if not path.exists() and _REPOSITORY.fullmatch(source):
+        source = f"hub:{source}"
+    return pretrained.folder(source, _SETTING, files)

@@ -21,10 +21,12 @@ from dlrun._tokens_characters import CHARACTERS_FILE as CHARACTERS_FILE
 from dlrun._tokens_characters import Characters as Characters
 from dlrun._tokens_coverage import Coverage as Coverage
 from dlrun._tokens_pretrained import find
+from dlrun._tokens_template import TEMPLATE_FILE as TEMPLATE_FILE
+from dlrun._tokens_template import ChatTemplate as ChatTemplate
+from dlrun._tokens_template import Role as Role
 from dlrun.errors import DlrunError, Exit
 
 Kind = Literal["char", "word", "bpe", "pretrained"]
-Role = Literal["system", "user", "assistant"]
 PADDING = 0  # what stands after a row's last token, whatever the vocabulary has at 0
 FILE = "tokenizer.json"
 TARGET_FILE = "target_tokenizer.json"  # of data whose answers are in another language than its questions
@@ -117,6 +119,13 @@ class Tokenizer:
     # ---------------------------------------------------------------- special tokens
 
     @property
+    def names(self) -> dict[str, str]:
+        """What templates call the special tokens that this vocabulary has."""
+        roles = {"bos_token": "beginning", "eos_token": "end", "unk_token": "unknown"}
+        spelled = {name: [each for each in _NAMES[role] if each in self._names] for name, role in roles.items()}
+        return {name: found[0] for name, found in spelled.items() if found}
+
+    @property
     def unknown(self) -> int:
         return self._special("unknown")
 
@@ -171,6 +180,14 @@ class Tokenizer:
         pieces = [list(_pieces(text)) for text in texts]
         encoded = self._encoded([piece for group in pieces for piece in group])
         return [np.concatenate([next(encoded) for _ in group]) for group in pieces]
+
+    def encode_markup(self, text: str) -> np.ndarray:
+        """int32 [T] of what a template writes, whose special tokens are meant as such."""
+        self._backend.encode_special_tokens = False
+        try:
+            return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        finally:
+            self._backend.encode_special_tokens = True
 
     def _encoded(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         for start in range(0, len(texts), _AT_ONCE):

@@ -21,6 +21,7 @@ import pytest
 
 from dlrun import predictor, serving
 from dlrun._tracking_database import sqlite_uri
+from dlrun.runs import find
 from dlrun.training import checkpoint
 
 # The warning is MLflow's, about its own classes, when it is imported.
@@ -102,3 +103,22 @@ def test_a_trained_run_is_loaded_and_served_by_its_id(train, runs, monkeypatch):
             assert status == 400 and "base64" in answer["message"] and "Traceback" not in json.dumps(answer)
         status, _ = ask(address, {"dataframe_records": [{"path": "/etc/passwd", "bytes": None}]})
         assert status == 400
+
+
+@pytest.mark.usefixtures("short_timing")
+def test_a_compressed_run_is_served_like_any_other(train, runs, dlrun):
+    source = train("model=cnn", "model.channels=[8,16]", "model.convolutions=1")
+    words = ("compression=quantize_static", "compression.quantize_static.examples=64")
+    code, out, err = dlrun("compress", source.id, *words, "--runs", str(runs), "--json")
+    assert code == 0, err
+    run = find(runs, json.loads(out)["run_id"])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    known = predictor.load(run.folder)
+    expected = known.task.rows(known.predict_rows([{"image": image} for image in pixels]))
+    column = serving.columns(known.spec)[0]
+    with served(f"runs:/{run.id}/", sqlite_uri(runs / "mlflow.db")) as address:
+        status, answer = ask(address, {"dataframe_records": [{column: image.tolist()} for image in pixels]})
+    assert status == 200
+    for found, wanted in zip(answer["predictions"], expected, strict=True):
+        assert found["label"] == wanted["label"]
+        assert found["probability"] == pytest.approx(wanted["probability"], rel=1e-6)

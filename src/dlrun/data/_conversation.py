@@ -1,7 +1,4 @@
-"""Conversations: who says what, and how that is laid out in tokens, the same for training and for a prompt.
-
-Each turn is the marker of its role, its words, and the end token; one beginning token stands before them all.
-"""
+"""Conversations: who says what, and how that is laid out in tokens, the same for training and for a prompt."""
 
 # T tokens
 
@@ -13,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dlrun.errors import did_you_mean
-from dlrun.tokens import Role, Tokenizer
+from dlrun.tokens import ChatTemplate, Role, Tokenizer
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -33,8 +30,15 @@ class Turn(NamedTuple):
     text: str
 
 
+class Words(NamedTuple):
+    """Tokens of what a turn says, and how many bytes each stands for; int32 [T] both."""
+
+    ids_T: np.ndarray
+    bytes_T: np.ndarray
+
+
 class Laid(NamedTuple):
-    """Tokens of a turn or of a conversation, which of them are the answer's, and how many bytes each stands for."""
+    """Tokens of a conversation, which of them are answers, and how many bytes each stands for."""
 
     ids_T: np.ndarray  # int32
     is_answer_T: np.ndarray  # bool
@@ -70,47 +74,52 @@ def question(wanted: str, given: str = "") -> Turn:
     return Turn("user", f"{wanted.strip()}\n\n{given.strip()}" if given.strip() else wanted.strip())
 
 
-def lay_out(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[Laid]:
-    """Each turn's tokens; words of the assistant and the end token after them are answers."""
-    said = tokenizer.encode_with_bytes([turn.text for turn in turns])
-    return [_laid(turn, ids, num_bytes, tokenizer) for turn, (ids, num_bytes) in zip(turns, said, strict=True)]
+def words_of(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[Words]:
+    """The words of each turn; all turns are encoded together, which is much faster."""
+    return [Words(*said) for said in tokenizer.encode_with_bytes([turn.text for turn in turns])]
 
 
-def _laid(turn: Turn, ids: np.ndarray, num_bytes: np.ndarray, tokenizer: Tokenizer) -> Laid:
-    marker = tokenizer.marker(turn.role)
-    is_answer = np.full(len(marker) + len(ids) + 1, turn.role == "assistant")
-    is_answer[: len(marker)] = False
-    return Laid(
-        np.concatenate([marker, ids, [tokenizer.end]]).astype(np.int32),
-        is_answer,
-        np.concatenate([np.zeros(len(marker)), num_bytes, [0]]).astype(np.int32),
-    )
+def num_tokens(turns: Sequence[Turn], words: Sequence[Words], template: ChatTemplate, asks: bool = False) -> int:
+    """Of a conversation as it is laid out."""
+    return template.num_tokens([turn.role for turn in turns], asks) + sum(len(each.ids_T) for each in words)
 
 
-def joined(turns: Sequence[Turn], laid: Sequence[Laid], beginning: int, most: int) -> Laid:
-    """The conversation within `most` tokens: the oldest turns give way first, then the end of the last one.
+def lay_out(
+    turns: Sequence[Turn], words: Sequence[Words], template: ChatTemplate, most: int = _ALL, asks: bool = False
+) -> Laid:
+    """The conversation without the oldest turns that `most` tokens have no room for.
 
-    A system's turn at the start stays, and so does the last question.
+    It is longer where its last question is. Answers are the assistant's words, and the token that ends them.
+    asks: whether the assistant is to answer now.   Raises: DlrunError with code DATA for what a template refuses.
     """
-    kept = list(range(len(turns)))
+    while num_tokens(turns, words, template, asks) > most and (left := _without_oldest(turns)):
+        turns, words = [turns[index] for index in left], [words[index] for index in left]
+    laid, answered = [], False
+    for part in template.parts([turn.role for turn in turns], asks):
+        if isinstance(part, int):
+            answered = turns[part].role == "assistant"
+            laid.append(Laid(words[part].ids_T, np.full(len(words[part].ids_T), answered), words[part].bytes_T))
+        else:
+            is_answer = np.zeros(len(part), bool)
+            if answered and template.end in part:
+                is_answer[: 1 + np.argmax(part == template.end)] = True
+            laid.append(Laid(part, is_answer, np.zeros(len(part), np.int32)))
+    return Laid(*(np.concatenate(columns) for columns in zip(*laid, strict=True)))
+
+
+def _without_oldest(turns: Sequence[Turn]) -> list[int]:
+    """What is left without the first turn, but for the system's, and the answer to it; nothing if it is the last
+    question."""
     first = 1 if turns[0].role == "system" else 0
     last_question = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=first)
-    while 1 + sum(len(laid[index].ids_T) for index in kept) > most and kept[first:] and kept[first] < last_question:
-        del kept[first]
-        while kept[first] < last_question and turns[kept[first]].role == "assistant":
-            del kept[first]
-    parts = [Laid(np.array([beginning], np.int32), np.zeros(1, bool), np.zeros(1, np.int32))]
-    parts += [laid[index] for index in kept]
-    return Laid(*(np.concatenate(columns)[:most] for columns in zip(*parts, strict=True)))
+    if first >= last_question:
+        return []
+    after = next(index for index in range(first + 1, last_question + 1) if turns[index].role != "assistant")
+    return [*range(first), *range(after, len(turns))]
 
 
-def prompt_tokens(turns: Sequence[Turn], tokenizer: Tokenizer, most: int = _ALL) -> np.ndarray:
-    """int32 [T]: the conversation so far and the marker after which the assistant answers; the end is what stays."""
-    marker = tokenizer.marker("assistant")
-    room = max(1, most - len(marker))
-    laid = lay_out(turns, tokenizer)
-    whole = joined(turns, laid, tokenizer.beginning, most=_ALL).ids_T
-    if len(whole) > room:
-        fitting = joined(turns, laid, tokenizer.beginning, most=room).ids_T
-        whole = fitting if len(fitting) < room else np.concatenate([whole[:1], whole[len(whole) - room + 1 :]])
-    return np.concatenate([whole, marker]).astype(np.int32)
+def prompt_tokens(turns: Sequence[Turn], tokenizer: Tokenizer, template: ChatTemplate, most: int = _ALL) -> np.ndarray:
+    """int32 [T]: the conversation so far, up to where the assistant answers; the end of a last question that is too
+    long is what stays."""
+    ids_T = lay_out(turns, words_of(turns, tokenizer), template, most, asks=True).ids_T
+    return ids_T if len(ids_T) <= most else np.concatenate([ids_T[:1], ids_T[len(ids_T) - most + 1 :]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,14 @@ import torch
 from dlrun.contracts import NO_TARGET, Dataset, DataSpec, Tools
 from dlrun.data._assemble import Portion, portions, spec_of
 from dlrun.data._bad import BadRows
-from dlrun.data._conversation import Laid, Turn, joined, lay_out
+from dlrun.data._conversation import Laid, Turn, Words, lay_out, num_tokens, words_of
 from dlrun.data._ragged import Ragged, RaggedSplit
 from dlrun.data._splits import HoldOut
 from dlrun.data._text_inputs import TextInputs
 from dlrun.data._text_rows import TextRows, fingerprint, take
-from dlrun.data._vocabulary import Found, Limit, Vocabulary
-from dlrun.tokens import FILE, Tokenizer
+from dlrun.data._vocabulary import Limit, Vocabulary
+from dlrun.errors import DlrunError
+from dlrun.tokens import FILE, TEMPLATE_FILE, ChatTemplate, Tokenizer
 
 _BETWEEN = "\x1e"  # of turns, in what is hashed
 
@@ -29,8 +30,22 @@ class Settings:
     vocabulary: Vocabulary
     limit: Limit
     system: str
+    template: str | None
     hold_out: HoldOut
     bad: BadRows
+
+    def chat_template(self, tokenizer: Tokenizer, tools: Tools) -> ChatTemplate:
+        """That of the run this one is or stands on, the one that is set, or the pretrained vocabulary's own."""
+        if (known := spec_of(tools)) is not None:
+            return ChatTemplate.of(known.files, tokenizer)
+        if self.template == "plain":
+            return ChatTemplate(tokenizer)
+        if self.template is None and tools.assets is not None and (tools.assets / FILE).is_file():
+            kept = tools.assets / TEMPLATE_FILE
+            return ChatTemplate.of({TEMPLATE_FILE: kept.read_bytes()} if kept.is_file() else {}, tokenizer)
+        pretrained = self.vocabulary.pretrained
+        its = ChatTemplate.pretrained(pretrained, tokenizer) if pretrained else ChatTemplate(tokenizer)
+        return its if self.template is None else its.read(self.template)
 
 
 @dataclass(frozen=True)
@@ -54,15 +69,22 @@ def assemble(given: Mapping[str, Dialogues], settings: Settings, tools: Tools, n
     found = settings.vocabulary.find(
         lambda: (turn.text for row in parts["train"].rows for turn in given["train"].turns[row]), tools
     )
-    tokenizer = found.tokenizer
-    laid, cut = _laid_out(given, rows, found, settings.limit)
-    parts = {name: part._replace(rows=_answered(part, laid, rows, settings)) for name, part in parts.items()}
-    whole = {name: _split(rows[name].rows_N, each) for name, each in laid.items()}
+    template = settings.chat_template(found.tokenizer, tools)
+    said = {name: _said(each, found.tokenizer, template) for name, each in given.items()}
+    lengths = {name: np.array([each.num_tokens - 1 for each in them], np.int64) for name, them in said.items()}
+    cut = settings.limit.check(rows, lengths, "conversation")  # the last token is said, not read
+    cut += found.unknown({name: [words.ids_T for each in them for words in each.words] for name, them in said.items()})
     context = settings.limit.most
+    laid = {name: [each.laid_out(template, context + 1) for each in them] for name, them in said.items()}
+    parts = {
+        name: part._replace(rows=_answered(part, laid[part.source], said[part.source], rows[part.source], settings))
+        for name, part in parts.items()
+    }
+    whole = {name: _split(rows[name].rows_N, each) for name, each in laid.items()}
     spec = known or DataSpec(
         ("tokens",),
         "targets",
-        {"vocabulary": tokenizer.size, "context": context},
+        {"vocabulary": found.tokenizer.size, "context": context},
         {"tokens": (context,)},
         (),
         {
@@ -72,49 +94,47 @@ def assemble(given: Mapping[str, Dialogues], settings: Settings, tools: Tools, n
             "instead": ["messages", "conversations", "instruction"],
             "system": settings.system,
         },
-        {FILE: tokenizer.to_json()},
+        {FILE: found.tokenizer.to_json(), **template.files()},
     )
-    said = (*notes, *made, *found.notes, *cut, *settings.bad.notes())
-    return Dataset(spec, take(whole, parts), TextInputs(spec), said, fingerprint(rows, parts))
+    layout = [] if template.source is None else ["conversations: laid out by a chat template"]
+    told = (*notes, *made, *found.notes, *layout, *cut, *settings.bad.notes())
+    return Dataset(spec, take(whole, parts), TextInputs(spec), told, fingerprint(rows, parts))
 
 
-def _laid_out(
-    given: Mapping[str, Dialogues], rows: Mapping[str, TextRows], vocabulary: Found, limit: Limit
-) -> tuple[dict[str, list[Laid]], list[str]]:
-    """The tokens of every conversation, and a sentence if some were cut, or are unknown."""
-    tokenizer = vocabulary.tokenizer
-    laid = {name: _each_turn(each.turns, tokenizer) for name, each in given.items()}
-    lengths = {
-        name: np.array([sum(len(turn.ids_T) for turn in turns) for turns in each], dtype=np.int64)
-        for name, each in laid.items()
-    }
-    notes = limit.check(rows, lengths, "conversation")
-    notes += vocabulary.unknown({
-        name: [turn.ids_T for turns in each for turn in turns] for name, each in laid.items()
-    })  # fmt: skip
-    most = limit.most + 1  # the last token is said, not read
-    return {
-        name: [
-            joined(turns, parts, tokenizer.beginning, most) for turns, parts in zip(each.turns, laid[name], strict=True)
-        ]
-        for name, each in given.items()
-    }, notes
+@dataclass(frozen=True)
+class _Said:
+    """A conversation in tokens. refusal: why the template cannot lay it out, if it cannot."""
+
+    turns: list[Turn]
+    words: list[Words]
+    num_tokens: int
+    refusal: str = ""
+
+    def laid_out(self, template: ChatTemplate, most: int) -> Laid:
+        """Within `most` tokens; nothing of one that is refused."""
+        if self.refusal:
+            return Laid(*(np.zeros(0, dtype) for dtype in (np.int32, bool, np.int32)))
+        return Laid(*(column[:most] for column in lay_out(self.turns, self.words, template, most)))
 
 
-def _each_turn(conversations: Sequence[list[Turn]], tokenizer: Tokenizer) -> list[list[Laid]]:
-    """Every turn's tokens; all turns are encoded together, which is much faster."""
-    every = iter(lay_out([turn for turns in conversations for turn in turns], tokenizer))
-    return [[next(every) for _ in turns] for turns in conversations]
+def _said(given: Dialogues, tokenizer: Tokenizer, template: ChatTemplate) -> list[_Said]:
+    every = iter(words_of([turn for turns in given.turns for turn in turns], tokenizer))
+    found = []
+    for turns in given.turns:
+        words = [next(every) for _ in turns]
+        try:
+            found.append(_Said(turns, words, num_tokens(turns, words, template)))
+        except DlrunError as error:
+            found.append(_Said(turns, words, 1, error.message))
+    return found
 
 
-def _answered(
-    part: Portion, laid: Mapping[str, list[Laid]], rows: Mapping[str, TextRows], settings: Settings
-) -> np.ndarray:
+def _answered(part: Portion, laid: list[Laid], said: list[_Said], rows: TextRows, settings: Settings) -> np.ndarray:
     """The rows of a split whose answer, or some of it, was not cut off."""
-    is_there = np.array([bool(laid[part.source][row].is_answer_T.any()) for row in part.rows], dtype=bool)
+    is_there = np.array([bool(laid[row].is_answer_T.any()) for row in part.rows], dtype=bool)
     for row in part.rows[~is_there]:
-        reason = f"what is asked takes all of data.context={settings.limit.most} tokens"
-        settings.bad.report(rows[part.source].place(int(row)), reason)
+        reason = said[row].refusal or f"what is asked takes all of data.context={settings.limit.most} tokens"
+        settings.bad.report(rows.place(int(row)), reason)
     return part.rows[is_there]
 
 

@@ -12,7 +12,7 @@ from dlrun.contracts import Batch, DataSpec, Row
 from dlrun.data._conversation import Turn, prompt_tokens, question, turns_of
 from dlrun.data._ragged import Ragged
 from dlrun.errors import DlrunError, Exit, did_you_mean
-from dlrun.tokens import FILE, TARGET_FILE, Coverage, Tokenizer
+from dlrun.tokens import FILE, TARGET_FILE, ChatTemplate, Coverage, Tokenizer
 
 
 class TextInputs:
@@ -131,12 +131,13 @@ def _prompt(spec: DataSpec, lost: Lost) -> Callable[[Sequence[Row]], Batch]:
 def _conversation(spec: DataSpec, lost: Lost) -> Callable[[Sequence[Row]], Batch]:
     """ "tokens" and "lengths" of a conversation up to where the assistant is to answer; of a long one, its end."""
     tokenizer, most = Tokenizer.from_json(spec.files[FILE]), spec.sizes["context"]
+    template = ChatTemplate.of(spec.files, tokenizer)
 
     def fields(rows: Sequence[Row]) -> Batch:
         turns = [_turns(row, spec, index) for index, row in enumerate(rows)]
-        whole = [prompt_tokens(each, tokenizer) for each in turns]
+        whole = [prompt_tokens(each, tokenizer, template) for each in turns]
         lost.count(tokenizer, whole, [len(ids) for ids in whole], most, "context", "the end")
-        return _padded("tokens", "lengths", [prompt_tokens(each, tokenizer, most) for each in turns])
+        return _padded("tokens", "lengths", [prompt_tokens(each, tokenizer, template, most) for each in turns])
 
     return fields
 

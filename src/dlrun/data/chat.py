@@ -32,6 +32,7 @@ def build(
     input: str = "input",
     output: str = "output",
     system: str = "",
+    template: str | None = None,
     splits: dict | None = None,
     tokenizer: Literal["word", "char", "bpe", "pretrained"] = "bpe",
     vocabulary_size: int = 8000,
@@ -61,6 +62,8 @@ def build(
         input: the column of what it is asked about; it may be missing, and its cells empty.
         output: the column of what is answered.
         system: what stands before every conversation that does not say it itself.
+        template: how a conversation is laid out, a file with a Jinja chat template, or plain for dlrun's own; null is
+            the template of the pretrained vocabulary, if it has one.
         splits: {train: NAME, valid: NAME, test: NAME}, each the name of a split, a file, a folder or a pattern.
         tokenizer: what texts are cut into, words, characters or byte pairs of a vocabulary trained on the training
             rows, or the tokens of a pretrained one; a run to start from brings its own.
@@ -102,6 +105,7 @@ def build(
         Vocabulary(tokenizer, vocabulary_size, min_count, lower, pretrained),
         Limit(context if known is None else known.sizes["context"], on_long, "context"),
         system,
+        template,
         hold_out,
         bad,
     )

@@ -82,7 +82,7 @@ def build(
             [Turn("user", what.format(asked)), Turn("assistant", answer)]
             for asked, answer in zip(source, target, strict=True)
         ]
-        dialogues = _dialogues.Settings(vocabulary, Limit(context, "cut", "context"), "", hold_out, bad)
+        dialogues = _dialogues.Settings(vocabulary, Limit(context, "cut", "context"), "", "plain", hold_out, bad)
         return _dialogues.assemble({"train": _dialogues.Dialogues.of("numbers", rows_N, turns)}, dialogues, tools, [])
     rows = TextRows("numbers", rows_N, {"first": source}, np.array([number % 2 for number in numbers]))
     classified = _classified.Settings(vocabulary, limit, hold_out, bad)

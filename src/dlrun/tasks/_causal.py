@@ -37,6 +37,11 @@ class CausalTask:
         """The vocabulary of the run."""
         return _texts.source_tokenizer(self.spec)
 
+    @property
+    def end(self) -> int | None:
+        """The token that ends what is said; None for a vocabulary without one."""
+        return _texts.end_of(self.tokenizer)
+
     def count(self, batch: Batch) -> int:
         """Targets in this batch."""
         return _token_losses.num_targets(batch)
@@ -75,8 +80,8 @@ class CausalTask:
 
     def generate(self, decoder: Decoder, batch: Batch, generation: Generation) -> list[str]:
         """What follows each prompt."""
-        inputs, end = [batch["tokens"], batch["lengths"]], _texts.end_of(self.tokenizer)
-        said = decoding.generate(decoder, inputs, generation, end, batch["id"]).sequences()
+        inputs = [batch["tokens"], batch["lengths"]]
+        said = decoding.generate(decoder, inputs, generation, self.end, batch["id"]).sequences()
         lengths = batch["lengths"].tolist()
         prompts = [tokens[:length] for tokens, length in zip(batch["tokens"].tolist(), lengths, strict=True)]
         return [_texts.following(self.tokenizer, before, own) for before, own in zip(prompts, said, strict=True)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dlrun import decoding
 from dlrun.contracts import Batch, DataSpec, Row
 from dlrun.decoding import Decoder, Generation
 from dlrun.tasks import _texts, _token_losses
 from dlrun.tasks._causal import CausalTask
+from dlrun.tokens import ChatTemplate
 
 _ANSWER = Generation(max_tokens=256, temperature=0.7, top_p=0.95)  # unless a person asks for something else
 
@@ -30,6 +32,16 @@ def build(spec: DataSpec, *, label_smoothing: float = 0.0) -> ChatTask:
 class ChatTask(CausalTask):
     """See `build`. Targets are there for answers only, which is the data's doing."""
 
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How the run's conversations are laid out."""
+        return ChatTemplate.of(self.spec.files, self.tokenizer)
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        return self.template.end
+
     def fitting(self, messages: Sequence[Row], generation: Generation) -> list[Row]:
         """The system's message, and of the turns after it the latest: from the first question that leaves room for an
         answer of max_tokens, or of half the context if that is less. The last question is always there."""
@@ -42,14 +54,14 @@ class ChatTask(CausalTask):
         return [*system, *turns[next(fits, questions[-1]) :]]
 
     def _num_tokens(self, messages: Sequence[Row]) -> int:
-        """Of a conversation up to the answer: each turn has a marker before it and an end behind it."""
+        """Of a conversation up to the answer, as it is laid out."""
         contents = self.tokenizer.encode_batch([str(message["content"]) for message in messages])
-        markers = [*(message["role"] for message in messages), "assistant"]
-        return 1 + sum(len(ids) + 1 for ids in contents) + sum(len(self.tokenizer.marker(role)) for role in markers)
+        markup = self.template.num_tokens([message["role"] for message in messages], asks=True)
+        return markup + sum(map(len, contents))
 
     def reply(self, decoder: Decoder, batch: Batch, generation: Generation) -> Generator[str, None, None]:
         """An answer in pieces, as they are said; a beam search's in one piece."""
-        inputs, end = [batch["tokens"], batch["lengths"]], _texts.end_of(self.tokenizer)
+        inputs, end = [batch["tokens"], batch["lengths"]], self.end
         if generation.beams > 1:
             said = decoding.generate(decoder, inputs, generation, end, batch["id"]).sequences()[0]
             yield self.tokenizer.decode(said)

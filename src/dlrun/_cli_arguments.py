@@ -57,6 +57,10 @@ Overrides = Annotated[
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Id, prefix, name, folder or 'latest'.", autocompletion=complete_runs)
 ]
+OptionalRunName = Annotated[
+    str | None,
+    typer.Argument(metavar="RUN", help="Id, prefix, name, folder or 'latest'.", autocompletion=complete_runs),
+]
 RunNames = Annotated[
     list[str], typer.Argument(metavar="RUN…", help="Ids, prefixes, names or folders.", autocompletion=complete_runs)
 ]

@@ -19,6 +19,7 @@ from dlrun._cli_arguments import (
     Inputs,
     LengthPenalty,
     MaxTokens,
+    OptionalRunName,
     Overrides,
     RequireTracking,
     RunName,
@@ -234,8 +235,11 @@ def chat(
 
 @app.command()
 def compress(
-    run: RunName,
+    run: OptionalRunName = None,
     overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with this compression.", autocompletion=complete_runs)
+    ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(metavar="DROP", help="Find the strongest setting that costs at most this: 0.01, or relative 1%."),
@@ -248,10 +252,16 @@ def compress(
     config_dir: ConfigDir = None,
 ) -> None:
     """Make a run smaller and faster, and prove it: dlrun compress RUN compression=[prune_channels,quantize_static]"""
-    from dlrun.commands.compress import compress as verb
+    from dlrun.commands import compress as verb
 
     options = _options(runs, components, config_dir, as_json, require_tracking)
-    raise typer.Exit(verb(run, overrides or [], options, max_drop=max_drop, device=device))
+    if resume is not None:
+        if run or max_drop or device:
+            raise DlrunError("--resume goes on with what was asked for then", f"dlrun compress --resume {resume}")
+        raise typer.Exit(verb.resume(resume, options))
+    if run is None:
+        raise DlrunError("compress needs a run", "dlrun compress RUN compression=METHOD; see: dlrun runs")
+    raise typer.Exit(verb.compress(run, overrides or [], options, max_drop=max_drop, device=device))
 
 
 @app.command()

@@ -613,7 +613,8 @@ class CompressionTools(Protocol):
         """Train with the loop, data, augmentation, optimizer and schedule of `train`; the model with its best weights.
 
         duration: as train.duration.   task: another than the run's (distillation).   lr_scale: on the run's rate.
-        after_step: (step, total) after each update and before any evaluation; masks are put back there.
+        after_step: (step, total) after each update and before any evaluation; masks are put back there. It is called
+            again for the step at which a fine-tuning that was killed goes on.
         """
         ...
 

@@ -325,4 +325,6 @@ def without_weights(run: Run) -> DlrunError:
             "use one of the sweep's best, or train its config again: dlrun compare SWEEP",
             Exit.DATA,
         )
-    return DlrunError(f"run {run.short_id} has no checkpoint: it never saved one", "train it: dlrun train", Exit.DATA)
+    hint = f"go on with it: dlrun {run.record.verb} --resume {run.short_id}"
+    hint = hint if run.record.verb in ("train", "compress") else "make it anew"
+    return DlrunError(f"run {run.short_id} has no checkpoint: it never saved one", hint, Exit.DATA)

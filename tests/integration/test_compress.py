@@ -202,4 +202,4 @@ def test_a_killed_compression_is_no_finished_run(runs, train, dlrun):
     found = predictor.runs.load(made[0].parent)
     assert found.status == "KILLED" and found.result is None
     code, _, err = dlrun("evaluate", found.id, "--runs", str(runs))
-    assert code == 4 and "has no checkpoint" in err
+    assert code == 4 and "has no checkpoint" in err and "dlrun compress --resume" in err

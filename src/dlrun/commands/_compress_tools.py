@@ -30,9 +30,11 @@ from dlrun.training.metrics_log import MetricsLog
 from dlrun.training.precision import Precision
 from dlrun.training.state import Progress, State, seed_generators
 
+FINETUNING = "finetuning"  # of the run's folder, while it is made: the checkpoints of each fine-tuning
+
 
 class Interrupted(BaseException):
-    """A signal ended a fine-tuning. name: SIGINT or SIGTERM."""
+    """A signal ended a fine-tuning, which goes on from there. name: SIGINT or SIGTERM."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -40,7 +42,11 @@ class Interrupted(BaseException):
 
 
 class CompressionTools:
-    """See contracts.CompressionTools. begin: makes the run, once it is sure that a method applies."""
+    """See contracts.CompressionTools. begin: makes the run, once it is sure that a method applies.
+
+    A compression that was killed is done again from its start, which finds what its fine-tunings left: those that ended
+    are not done again, and one that did not goes on from its checkpoint. All else it does is fast, and comes out alike.
+    """
 
     def __init__(
         self, source: TrainedModel, config: RunConfig, registry: Registry, folder: Path, reporter: Any,
@@ -54,6 +60,7 @@ class CompressionTools:
         self.keeps_zeros = False  # whether weights that are zero when a fine-tuning begins are zero at its end
         self._source, self._config, self._registry, self._folder = source, config, registry, folder
         self._reporter, self._begin = reporter, begin
+        self._finetunings = 0  # so far
         self._world = World(0, 1, source.device)
         self._precision = Precision.of(config.train.precision, source.device)
         self._place = placer(source.device, config.hardware.channels_last)
@@ -115,9 +122,11 @@ class CompressionTools:
         config, world = self._config, self._world
         train = replace(config.train, duration=length, ema=None, pictures=0)
         limits = (config.data.batch_size, config.train.accumulate)
-        log = _Onwards(self._begin(), self.step)
+        run = self._begin()
+        folder = run.folder / FINETUNING / str(self._finetunings)
+        self._finetunings += 1
         with deterministic(train.deterministic), memory_errors(world.device, *limits):
-            engine = self._engine(model, replace(config, train=train), task or self.task, lr_scale, log)
+            engine = self._engine(model, replace(config, train=train), task or self.task, lr_scale, folder)
             if after_step is not None:
                 total = engine.plan.total or 0
                 engine.after_step.append(lambda step, _: after_step(step, total) or {})
@@ -125,19 +134,52 @@ class CompressionTools:
                 put_back = _masks.keep_zeros(model)
                 engine.after_step.append(lambda *_: put_back() or {})
             seed_generators(config.seed, world.rank)
-            self._reporter.begin(engine.plan, 0)
-            try:
-                with caught_signals(engine.signals):
-                    ended = fit(engine)
-            finally:
-                self._reporter.end()
-                log.close()
+            if not self._restored(engine, folder):
+                self._fit(engine, run)
         self.step += engine.state.progress.step
-        if ended in ("SIGINT", "SIGTERM"):
-            raise Interrupted(ended)
-        return self._with_best(model)
+        return self._with_best(engine, folder)
 
-    def _engine(self, model: nn.Module, config: RunConfig, task: Task, lr_scale: float, log: Any) -> Engine:
+    def _restored(self, engine: Engine, folder: Path) -> bool:
+        """Bring back what an earlier sitting left of a fine-tuning. Returns whether it had come to its end."""
+        found, warnings = checkpoint.newest_valid(folder)
+        for line in warnings:
+            self._reporter.note(f"warning: {line}; going back to the one before it")
+        if found is None:
+            return False
+        is_over = "over" in (kept := checkpoint.read_state(found))
+        if is_over:
+            checkpoint.load_model(engine.state.model, checkpoint.read_tensors(found, "weights"), str(found))
+            engine.state.progress = Progress.from_json(kept["over"])
+        else:
+            engine.state.restore(found)
+        progress = engine.state.progress
+        progress.loss_sum = progress.loss_sum.to(self._world.device)
+        for hook in engine.after_step:  # they find what they knew at this step
+            hook(progress.step, [])
+        self._reporter.note(f"fine-tuning {'was done' if is_over else 'resumed'} at step {progress.step}")
+        return is_over
+
+    def _fit(self, engine: Engine, run: runs.Run) -> None:
+        """To the end, of which the weights stay. Raises: Interrupted, with all that it takes to go on."""
+        progress = engine.state.progress
+        log: Any = _Onwards(run, self.step, progress.step)
+        engine.log = log
+        self._reporter.begin(engine.plan, progress.step)
+        try:
+            with caught_signals(engine.signals):
+                ended = fit(engine)
+        finally:
+            self._reporter.end()
+            log.close()
+        if ended in ("SIGINT", "SIGTERM"):
+            engine.save(False)
+            raise Interrupted(ended)
+        weights = {"weights": checkpoint.model_tensors(engine.state.model)}
+        folder = run.folder / FINETUNING / str(self._finetunings - 1)
+        checkpoint.save(folder, progress.step + 1, checkpoint.Contents(weights, {"over": progress.to_json()}))
+        checkpoint.prune(folder, 1)
+
+    def _engine(self, model: nn.Module, config: RunConfig, task: Task, lr_scale: float, folder: Path) -> Engine:
         data, registry, world = self._source.dataset, self._registry, self._world
         parts = getattr(task, "parts", None)
         grouped = build.optimizer(config.optimizer, registry, Transferred(model), parts)
@@ -147,30 +189,35 @@ class CompressionTools:
         feed = Feed(data.split("train"), data.inputs, augment, config.data.batch_size, config.train.accumulate,
                     config.seed, config.data.workers, world, self._place)  # fmt: skip
         plan = build.plan(config.train, feed.steps_per_epoch)
-        self._best: dict[str, torch.Tensor] | None = None
 
         def save(best: bool) -> None:
+            step = engine.last_saved = state.progress.step
+            checkpoint.save(folder, step, state.contents())
             if best:
-                tensors = checkpoint.model_tensors(model)
-                self._best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+                checkpoint.point(folder, "best", step)
+            checkpoint.prune(folder, 1)
 
         schedule = build.schedule(config.schedule, registry, plan, feed.steps_per_epoch)
-        return Engine(
+        engine = Engine(
             model=assembly.wrapped(model, config, world), task=task, state=state, feed=feed, plan=plan,
-            schedule=schedule, precision=self._precision, log=log, reporter=self._reporter, save=save,
+            schedule=schedule, precision=self._precision, log=None, reporter=self._reporter, save=save,
             evaluate=lambda: self._valid(model),
             lr_scales=[lambda fraction, own=own: lr_scale * own(fraction) for own in grouped.lr_scales],
         )  # fmt: skip
+        return engine
 
     def _valid(self, model: nn.Module) -> dict[str, float]:
         if "valid" not in self._source.dataset.splits:
             return {}
         return {f"valid/{name}": value for name, value in self.score(model).items()}
 
-    def _with_best(self, model: nn.Module) -> nn.Module:
-        if self._best is not None:
-            checkpoint.load_model(model, self._best, "the best weights of the fine-tuning")
-            self._best = None
+    def _with_best(self, engine: Engine, folder: Path) -> nn.Module:
+        """The model with the weights that were best on validation; the last where there is none."""
+        model = engine.state.model
+        if engine.state.progress.best_step is not None:
+            found, _ = checkpoint.newest_valid(folder, first="best")
+            assert found is not None, "it was saved when it was best"
+            checkpoint.load_model(model, checkpoint.read_tensors(found, "weights"), str(found))
         return model.eval()
 
 
@@ -181,10 +228,10 @@ def trainable(model: nn.Module) -> bool:
 
 
 class _Onwards:
-    """The run's metrics, at steps that go on from those of the source and of earlier fine-tunings."""
+    """The run's metrics, at steps that go on from those of the source and of earlier fine-tunings (`first`)."""
 
-    def __init__(self, run: runs.Run, first: int) -> None:
-        self._log, self._first = MetricsLog(run.metrics_file, first), first
+    def __init__(self, run: runs.Run, first: int, resumed_step: int) -> None:
+        self._log, self._first = MetricsLog(run.metrics_file, first + resumed_step), first
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._log.write(self._first + step, values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dlrun.predictor import TrainedModel
 
 PLAN = "plan.json"
+_SHOWN = ("before", "after", "ratios", "gain", "remarks")
+ASKED = "compression.json"  # what was asked for, from which a compression that was killed is done again
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Work:
     config: RunConfig
     options: Options
     reporter: TerminalReporter
+    asked: dict[str, Any]  # see ASKED
     done: list[dict[str, Any]] = field(default_factory=list)  # steps, as plan.json has them
     run: runs.Run | None = None
     started: float = field(default_factory=time.perf_counter)
@@ -73,9 +77,19 @@ class Work:
                 self.config, self.options.registry, self.options.runs, verb="compress", parents=[self.source.id],
                 require_tracking=self.options.require_tracking, reporter=self.reporter,
             )  # fmt: skip
+            runs.write_json(self.run.folder / ASKED, self.asked)
             self._stack.enter_context(runs.hold(self.run.folder))
             self.reporter.note(f"run {self.run.short_id}: compresses {self.source.short_id}")
         return self.run
+
+    def go_on(self, run: runs.Run) -> None:
+        """Work on this run, which an earlier sitting began. Raises: DlrunError if another process does."""
+        from dlrun import tracking
+
+        self._stack.enter_context(runs.hold(run.folder))
+        making.note_resume(run, {})
+        self.run = run.update(status="RUNNING", reason="", ended=None)
+        tracking.set_running(run.folder)
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
@@ -145,6 +159,7 @@ class Work:
         """Save, read back, measure, write the result."""
         from dlrun import serving
         from dlrun.commands import _figures
+        from dlrun.commands._compress_tools import FINETUNING
 
         run = self.begin()
         check.write(run.folder, self.config)  # of a student the model is known only now
@@ -154,6 +169,7 @@ class Work:
         runs.write_json(run.folder / "result.json", result)
         serving.write_mlmodel(run.folder, run_id=run.id)
         _figures.draw(run)
+        shutil.rmtree(run.folder / FINETUNING, ignore_errors=True)
         return making.finish(run, "FINISHED", "complete")
 
     def _save(self, run: runs.Run, model: nn.Module) -> None:
@@ -211,28 +227,29 @@ class Work:
         fresh._dataset = self.predictor.dataset
         return fresh
 
-    def show(self, run: runs.Run) -> None:
-        """The table (or the JSON object) on stdout."""
-        from dlrun.commands import _compress_proof as proof
 
-        result = run.result or {}
-        names = ("before", "after", "ratios", "gain", "remarks", *self.extra)
-        if self.options.as_json:
-            print_json(making.result_object(run) | {name: result[name] for name in names})
-            return
-        console = result_console()
-        rows = proof.compared(result["before"], result["after"], result["ratios"])
-        console.print(table(["", "before", "after", "change"], rows))
-        goal, found = result["goal"], result["gain"]
-        spread = result["after"]["goal_interval"]
-        within = f" (95 % interval {spread[0]:.4g} to {spread[1]:.4g})" if spread else ""
-        paired = "" if found["low"] is None else f" ({found['low']:+.4f} to {found['high']:+.4f})"
-        console.print(
-            f"{goal['split']}/{goal['name']} {goal['value']:.4f}{within}; better by {found['value']:+.4f}{paired}"
-        )
-        for line in result["remarks"]:
-            console.print(f"note: {line}", markup=False, soft_wrap=True)
-        console.print(f"run      {run.id}  of {self.source.short_id}\nfolder   {run.folder}", soft_wrap=True)
+def show(run: runs.Run, options: Options) -> None:
+    """The table (or the JSON object) on stdout."""
+    from dlrun.commands import _compress_proof as proof
+
+    result = run.result or {}
+    names = [name for name in (*_SHOWN, "search") if name in result]
+    if options.as_json:
+        print_json(making.result_object(run) | {name: result[name] for name in names})
+        return
+    console = result_console()
+    rows = proof.compared(result["before"], result["after"], result["ratios"])
+    console.print(table(["", "before", "after", "change"], rows))
+    goal, found = result["goal"], result["gain"]
+    spread = result["after"]["goal_interval"]
+    within = f" (95 % interval {spread[0]:.4g} to {spread[1]:.4g})" if spread else ""
+    paired = "" if found["low"] is None else f" ({found['low']:+.4f} to {found['high']:+.4f})"
+    console.print(
+        f"{goal['split']}/{goal['name']} {goal['value']:.4f}{within}; better by {found['value']:+.4f}{paired}"
+    )
+    for line in result["remarks"]:
+        console.print(f"note: {line}", markup=False, soft_wrap=True)
+    console.print(f"run      {run.id}  of {run.record.parents[0][:8]}\nfolder   {run.folder}", soft_wrap=True)
 
 
 def _files(predictor: Any) -> list[Path]:

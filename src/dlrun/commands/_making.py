@@ -273,6 +273,11 @@ def _processor() -> str:
     return platform.processor()
 
 
+def runs_flag(folder: Path) -> str:
+    """What a command that is named to the user needs behind it to find these runs."""
+    return "" if folder == runs.runs_folder() else f" --runs {folder}"
+
+
 def result_object(run: runs.Run) -> dict[str, Any]:
     """The JSON object that --json prints: names that scripts rely on."""
     result = run.result or {}

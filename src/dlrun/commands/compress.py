@@ -2,19 +2,20 @@
 
 The run (verb `compress`, parents=[RUN]) stands on RUN's config; with a student its `model` is the student's. Its folder
 has plan.json ({"steps": [{"name", "method", "options", "plan", "report"}]}), which rebuilds the module tree, own
-weights, and result.json with before, after and ratios.
+weights, and result.json with before, after and ratios. compression.json is what was asked for: a compression that was
+killed is done again by it, without the fine-tunings that it had done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlrun import runs
 from dlrun.commands import _making as making
 from dlrun.commands import _reading as reading
-from dlrun.commands._compress_work import Work, for_reading
+from dlrun.commands._compress_work import ASKED, Work, for_reading, show
 from dlrun.commands._terminal import TerminalReporter
 from dlrun.config import check, convert
 from dlrun.config.compose import compose, compose_on, leaves
@@ -35,26 +36,59 @@ def compress(
     device: str | None = None,
 ) -> int:  # fmt: skip
     """Make a compressed run. Returns the exit code."""
-    from dlrun.commands._compress_tools import Interrupted
-
-    reporter = TerminalReporter()
     own, others = _parted(overrides)
     verb = compose(own, config_dir=options.config_dir, verb="compression").verb
     steps: dict[str, CompressionConfig] = convert.to_stack("compression", verb, options.registry)
     source = reading.model_run(runs.find(options.runs, reference))
-    config = _config(source, others, options)
+    asked = {"compression": verb, "max_drop": max_drop, "device": device}
+    return _made(source, _config(source, others, options), steps, asked, options)
+
+
+def resume(reference: str, options: Options) -> int:
+    """Do a compression that was killed again, with what its fine-tunings left. A finished one is only shown."""
+    run = runs.find(options.runs, reference)
+    if run.record.verb != "compress":
+        raise DlrunError(
+            f"run {run.short_id} is of {run.record.verb}, and only a compression is resumed here", "see: dlrun runs"
+        )
+    if run.status == "FINISHED" and run.result:
+        TerminalReporter().note(f"run {run.short_id} is finished; nothing is left to do")
+        show(run, options)
+        return int(Exit.OK)
+    if not (run.folder / ASKED).is_file():
+        raise DlrunError(f"run {run.short_id} does not say what was asked for ({ASKED})", "start the compression anew")
+    asked = runs.read_json(run.folder / ASKED)
+    steps = convert.to_stack("compression", asked["compression"], options.registry)
+    source = runs.find(options.runs, run.record.parents[0])
+    return _made(source, check.read(run.folder, options.registry), steps, asked, options, run)
+
+
+def _made(
+    source: runs.Run, config: RunConfig, steps: dict[str, CompressionConfig], asked: dict[str, Any], options: Options,
+    run: runs.Run | None = None,
+) -> int:  # fmt: skip
+    """Do what was asked, in the run that was begun, if one was, and show it."""
+    from dlrun.commands._compress_tools import Interrupted
+
+    reporter = TerminalReporter()
     making.send_what_is_left(options.runs)
-    predictor = reading.load(source, options, reporter, device, for_reading(source, config, options))
-    work = Work(source, predictor, config, options, reporter)
+    predictor = reading.load(source, options, reporter, asked["device"], for_reading(source, config, options))
+    work = Work(source, predictor, config, options, reporter, asked)
     try:
         with work.closed():
+            if run is not None:
+                work.go_on(run)
             work.require(steps)
-            model = _searched(work, steps, max_drop) if max_drop else work.apply(steps)
+            model = _searched(work, steps, asked["max_drop"]) if asked["max_drop"] else work.apply(steps)
             run = work.finish(model)
-    except Interrupted as stopped:
-        reporter.note(f"stopped by {stopped.name}; a compression does not go on: start it anew")
-        return int(Exit.INTERRUPTED if stopped.name == "SIGINT" else Exit.TERMINATED)
-    work.show(run)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        if work.run is None:
+            raise
+        name = stopped.name if isinstance(stopped, Interrupted) else "SIGINT"
+        command = f"dlrun compress --resume {work.run.short_id}{making.runs_flag(options.runs)}"
+        reporter.note(f"stopped by {name}. Go on with: {command}")
+        return int(Exit.INTERRUPTED if name == "SIGINT" else Exit.TERMINATED)
+    show(run, options)
     return int(Exit.OK)
 
 

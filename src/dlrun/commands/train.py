@@ -69,6 +69,7 @@ def run_and_show(run: runs.Run, config: RunConfig, options: Options, reporter: T
     if ended.signal:
         reporter.note(
             f"stopped by {ended.signal}; a checkpoint is saved. Go on with: dlrun train --resume {run.short_id}"
+            f"{making.runs_flag(options.runs)}"
         )
         return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
     return int(Exit.OK)
@@ -88,7 +89,7 @@ def show(run: runs.Run, options: Options) -> None:
         _health(run, console)
     console.print(f"run      {run.id}  {run.status}")
     console.print(f"folder   {run.folder}", soft_wrap=True)
-    console.print(f"see it   dlrun ui{_runs_flag(options)}", soft_wrap=True)
+    console.print(f"see it   dlrun ui{making.runs_flag(options.runs)}", soft_wrap=True)
 
 
 def _curves(run: runs.Run, console: Any) -> None:
@@ -111,10 +112,6 @@ def _health(run: runs.Run, console: Any) -> None:
     console.print(f"gradients: {report['verdict']} ({report['reason']})", markup=False)
     if report["cure"]:
         console.print(f"  try: {' '.join(report['cure'])}", markup=False)
-
-
-def _runs_flag(options: Options) -> str:
-    return "" if options.runs == runs.runs_folder() else f" --runs {options.runs}"
 
 
 # ---------------------------------------------------------------- resume

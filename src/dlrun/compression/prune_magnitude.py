@@ -132,8 +132,8 @@ class _Growth:
 
     def after_step(self, step: int, total: int) -> None:
         """Choose anew where the sparsity has grown, and put the zeros back."""
-        if step % max(1, total // _UPDATES) == 0 or step == total:
-            self._grow(self.sparsity_at(step / max(1, total)))
+        every = max(1, total // _UPDATES)
+        self._grow(self.sparsity_at((step if step == total else step // every * every) / max(1, total)))
         _masks.put_back(self.weights, self.masks)
         if step == total:
             self.last = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}

@@ -1,6 +1,6 @@
 """What pruning and warm workers are worth.
 
-python benchmarks/sweep.py [--parts epochs overhead] [--seeds 5] [--trials 20]
+python benchmarks/sweep.py [--parts epochs overhead] [--seeds 0 1 2 3 4] [--trials 20]
 
 epochs    on 10,000 images of Fashion-MNIST: the epochs after which TPE with ASHA has reached the best validation
           accuracy of a random search without pruning, as a share of the epochs that the random search took in all
@@ -60,10 +60,10 @@ def search(folder: Path, seed: int, trials: int, *chosen: str) -> list[float]:
     return history(runs, shown["trials"])
 
 
-def epochs(seeds: int, trials: int) -> None:
+def epochs(seeds: list[int], trials: int) -> None:
     """Print, for each seed and as a median, the share of random search's epochs."""
     shares = []
-    for seed in range(seeds):
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             plain = search(Path(folder), seed, trials, "search=random", "search.pruner=none")
         with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def overhead(trials: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["epochs", "overhead"], choices=["epochs", "overhead"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--trials", type=int, default=20)
     given = parser.parse_args()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -135,7 +135,7 @@ class CompressionTools:
                 engine.after_step.append(lambda *_: put_back() or {})
             seed_generators(config.seed, world.rank)
             if not self._restored(engine, folder):
-                self._fit(engine, run)
+                self._fit(engine, run, folder)
         self.step += engine.state.progress.step
         return self._with_best(engine, folder)
 
@@ -159,7 +159,7 @@ class CompressionTools:
         self._reporter.note(f"fine-tuning {'was done' if is_over else 'resumed'} at step {progress.step}")
         return is_over
 
-    def _fit(self, engine: Engine, run: runs.Run) -> None:
+    def _fit(self, engine: Engine, run: runs.Run, folder: Path) -> None:
         """To the end, of which the weights stay. Raises: Interrupted, with all that it takes to go on."""
         progress = engine.state.progress
         log: Any = _Onwards(run, self.step, progress.step)
@@ -175,7 +175,6 @@ class CompressionTools:
             engine.save(False)
             raise Interrupted(ended)
         weights = {"weights": checkpoint.model_tensors(engine.state.model)}
-        folder = run.folder / FINETUNING / str(self._finetunings - 1)
         checkpoint.save(folder, progress.step + 1, checkpoint.Contents(weights, {"over": progress.to_json()}))
         checkpoint.prune(folder, 1)
 

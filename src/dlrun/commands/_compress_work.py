@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dlrun.predictor import TrainedModel
 
 PLAN = "plan.json"
-_SHOWN = ("before", "after", "ratios", "gain", "remarks")
 ASKED = "compression.json"  # what was asked for, from which a compression that was killed is done again
+_SHOWN = ("before", "after", "ratios", "gain", "remarks", "search")  # of the result, by --json
 
 
 @dataclass
@@ -169,8 +169,9 @@ class Work:
         runs.write_json(run.folder / "result.json", result)
         serving.write_mlmodel(run.folder, run_id=run.id)
         _figures.draw(run)
-        shutil.rmtree(run.folder / FINETUNING, ignore_errors=True)
-        return making.finish(run, "FINISHED", "complete")
+        run = making.finish(run, "FINISHED", "complete")
+        shutil.rmtree(run.folder / FINETUNING, ignore_errors=True)  # last: until then a resume needs it
+        return run
 
     def _save(self, run: runs.Run, model: nn.Module) -> None:
         from dlrun.training import checkpoint
@@ -233,7 +234,7 @@ def show(run: runs.Run, options: Options) -> None:
     from dlrun.commands import _compress_proof as proof
 
     result = run.result or {}
-    names = [name for name in (*_SHOWN, "search") if name in result]
+    names = [name for name in _SHOWN if name in result]
     if options.as_json:
         print_json(making.result_object(run) | {name: result[name] for name in names})
         return

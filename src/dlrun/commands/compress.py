@@ -48,9 +48,9 @@ def resume(reference: str, options: Options) -> int:
     """Do a compression that was killed again, with what its fine-tunings left. A finished one is only shown."""
     run = runs.find(options.runs, reference)
     if run.record.verb != "compress":
-        raise DlrunError(
-            f"run {run.short_id} is of {run.record.verb}, and only a compression is resumed here", "see: dlrun runs"
-        )
+        verb = run.record.verb
+        hint = f"dlrun {verb} --resume {run.short_id}" if verb in ("train", "sweep") else "see: dlrun runs"
+        raise DlrunError(f"run {run.short_id} is of {verb}, and only a compression is resumed here", hint)
     if run.status == "FINISHED" and run.result:
         TerminalReporter().note(f"run {run.short_id} is finished; nothing is left to do")
         show(run, options)

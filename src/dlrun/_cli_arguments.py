@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -54,13 +54,9 @@ Overrides = Annotated[
         autocompletion=complete_overrides,
     ),
 ]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Id, prefix, name, folder or 'latest'.", autocompletion=complete_runs)
-]
-OptionalRunName = Annotated[
-    str | None,
-    typer.Argument(metavar="RUN", help="Id, prefix, name, folder or 'latest'.", autocompletion=complete_runs),
-]
+_RUN: Any = typer.Argument(metavar="RUN", help="Id, prefix, name, folder or 'latest'.", autocompletion=complete_runs)
+RunName = Annotated[str, _RUN]
+OptionalRunName = Annotated[str | None, _RUN]
 RunNames = Annotated[
     list[str], typer.Argument(metavar="RUN…", help="Ids, prefixes, names or folders.", autocompletion=complete_runs)
 ]

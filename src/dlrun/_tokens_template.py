@@ -114,6 +114,14 @@ class ChatTemplate:
             )
         return tokens[place]
 
+    def notes(self) -> list[str]:
+        """A sentence on another layout than dlrun's own. Raises: DlrunError for a template that lays nothing out."""
+        if self.source is None:
+            return []
+        return [
+            f"conversations: laid out by a chat template, in which {self._tokenizer.spelled(self.end)} ends answers"
+        ]
+
     def _own(self, roles: tuple[Role, ...], asks: bool) -> list[np.ndarray | int]:
         found: list[np.ndarray | int] = []
         before = [self._tokenizer.beginning]
@@ -124,8 +132,9 @@ class ChatTemplate:
 
     def _rendered(self, roles: tuple[Role, ...], asks: bool) -> list[np.ndarray | int]:
         messages = [{"role": role, "content": f"{_OPEN}{index}{_CLOSE}"} for index, role in enumerate(roles)]
+        jinja = self._jinja
         try:
-            text = self._jinja.render(messages=messages, add_generation_prompt=asks, **self.names)
+            text = jinja.render(messages=messages, add_generation_prompt=asks, **self.names)
         except Exception as error:  # whatever a template does with what it is given
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DlrunError(

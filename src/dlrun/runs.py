@@ -325,6 +325,11 @@ def without_weights(run: Run) -> DlrunError:
             "use one of the sweep's best, or train its config again: dlrun compare SWEEP",
             Exit.DATA,
         )
-    hint = f"go on with it: dlrun {run.record.verb} --resume {run.short_id}"
-    hint = hint if run.record.verb in ("train", "compress") else "make it anew"
+    hint = resume_command(run) or "make it anew"
     return DlrunError(f"run {run.short_id} has no checkpoint: it never saved one", hint, Exit.DATA)
+
+
+def resume_command(run: Run) -> str:
+    """The command that goes on with a run of this verb; "" where there is none."""
+    verb = {"train": "train", "seeds": "train", "sweep": "sweep", "compress": "compress"}.get(run.record.verb)
+    return f"dlrun {verb} --resume {run.short_id}" if verb else ""

@@ -253,6 +253,10 @@ class Tokenizer:
         """The text of these tokens; of the special ones only the unknown is shown."""
         return self._backend.decode([index for index in ids if index not in self._unsaid], skip_special_tokens=False)
 
+    def spelled(self, index: int) -> str:
+        """A token as the vocabulary writes it, special ones too."""
+        return self._backend.id_to_token(index) or ""
+
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """As `decode`, for each row."""
         said = [[index for index in ids if index not in self._unsaid] for ids in rows]

@@ -57,34 +57,39 @@ def assert_same(found, expected, tolerance=0.0):
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
 
 
-def broken(monkeypatch, at, step):
-    """The fine-tuning number `at` breaks after so many steps, as if the power went."""
-    fit = _compress_tools.fit
-    calls = []
+@pytest.fixture
+def broken_off(runs, dlrun, monkeypatch):
+    """A function that begins a compression whose fine-tuning number `at` breaks after so many steps, as if the power
+    went; returns the run's folder."""
 
-    def breaking(engine):
-        def stop(now, _):
-            if len(calls) == at + 1 and now == step:
-                raise RuntimeError("the power went")
-            return {}
+    def call(at, step, *words):
+        fit, calls = _compress_tools.fit, []
 
-        calls.append(engine)
-        engine.after_step.append(stop)
-        return fit(engine)
+        def breaking(engine):
+            def stop(now, _):
+                if len(calls) == at + 1 and now == step:
+                    raise RuntimeError("the power went")
+                return {}
 
-    monkeypatch.setattr(_compress_tools, "fit", breaking)
+            calls.append(engine)
+            engine.after_step.append(stop)
+            return fit(engine)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_compress_tools, "fit", breaking)
+            with pytest.raises(RuntimeError, match="the power went"):
+                dlrun("compress", *words, "--runs", str(runs))
+        return unfinished(runs)
+
+    return call
 
 
 @pytest.mark.parametrize(("at", "step"), [(0, 5), (0, 60), (1, 3), (1, 71)])
-def test_a_stack_that_broke_off_comes_out_as_if_it_had_not(runs, train, dlrun, ended, monkeypatch, at, step):
+def test_a_stack_that_broke_off_comes_out_as_if_it_had_not(runs, train, ended, broken_off, at, step):
     run = train("model=mlp")
     expected, _ = ended("compress", run.id, *STACK)
     assert not (runs / expected["run_id"] / "artifacts" / "finetuning").exists()
-    with monkeypatch.context() as patch:
-        broken(patch, at, step)
-        with pytest.raises(RuntimeError, match="the power went"):
-            dlrun("compress", run.id, *STACK, "--runs", str(runs))
-    begun = unfinished(runs)
+    begun = broken_off(at, step, run.id, *STACK)
     assert load(begun).status == "FAILED"
     found, err = ended("compress", "--resume", begun.parent.name)
     assert ("fine-tuning was done" in err) == (at == 1)
@@ -100,30 +105,22 @@ def test_a_stack_that_broke_off_comes_out_as_if_it_had_not(runs, train, dlrun, e
     ("compression=[qat,quantize_static]", "compression.qat.duration=6 epochs"),
     ("compression=cluster", "compression.cluster.finetune=6 epochs"),
 ], ids=lambda words: words[0].partition("=")[2])  # fmt: skip
-def test_every_way_to_train_goes_on(runs, train, dlrun, ended, monkeypatch, words):
+def test_every_way_to_train_goes_on(train, ended, broken_off, words):
     run = train("model=mlp")
     words = (*words, "train.evaluate_every=2 epochs", "train.save_every=1 epoch")
     expected, _ = ended("compress", run.id, *words)
-    with monkeypatch.context() as patch:
-        broken(patch, 0, 50)
-        with pytest.raises(RuntimeError, match="the power went"):
-            dlrun("compress", run.id, *words, "--runs", str(runs))
-    begun = unfinished(runs)
+    begun = broken_off(0, 50, run.id, *words)
     found, err = ended("compress", "--resume", begun.parent.name)
     assert "fine-tuning resumed at step" in err
     # What a teacher says is kept from the first batch it is in, and the batches of a half epoch round otherwise.
     assert_same(found, expected, tolerance=1e-5 if "compression=distill" in words else 0.0)
 
 
-def test_a_search_looks_again_only_where_it_had_not(runs, train, dlrun, ended, monkeypatch):
+def test_a_search_looks_again_only_where_it_had_not(train, ended, broken_off):
     run = train("model=mlp")
     words = ("compression=prune_magnitude", "compression.prune_magnitude.finetune=2 epochs", "--max-drop", "0.02")
     expected, _ = ended("compress", run.id, *words)
-    with monkeypatch.context() as patch:
-        broken(patch, 2, 4)
-        with pytest.raises(RuntimeError, match="the power went"):
-            dlrun("compress", run.id, *words, "--runs", str(runs))
-    begun = unfinished(runs)
+    begun = broken_off(2, 4, run.id, *words)
     found, err = ended("compress", "--resume", begun.parent.name)
     assert err.count("fine-tuning was done") == 2
     values = [[each["value"] for each in said["search"]["tried"]] for said in (found, expected)]
@@ -132,7 +129,7 @@ def test_a_search_looks_again_only_where_it_had_not(runs, train, dlrun, ended, m
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_one_that_is_killed_or_stopped_goes_on_by_the_command_it_names(runs, train, dlrun, ended, number, code):
+def test_one_that_is_killed_or_stopped_goes_on_by_the_command_it_names(runs, train, ended, number, code):
     run = train("model=mlp")
     words = ("compression=finetune", "compression.finetune.duration=60 epochs", "train.save_every=1 epoch")
     command = [sys.executable, "-m", "dlrun", "compress", run.id, *words, "--runs", str(runs)]

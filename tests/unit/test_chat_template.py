@@ -100,7 +100,8 @@ def test_an_answer_ends_with_the_templates_token_and_prompts_that_fit_are_counte
     settings = {"tokenizer": "pretrained", "pretrained": str(model), "context": 100}
     data = build(tmp_path / "a.jsonl", [{"messages": TALK}], **settings)
     task = chat_task.build(data.spec)
-    assert tokenizer(data)._backend.id_to_token(task.end) == "<|im_end|>"
+    assert tokenizer(data).spelled(task.end) == "<|im_end|>"
+    assert "conversations: laid out by a chat template, in which <|im_end|> ends answers" in data.notes
     for turns in (TALK[:1], TALK[:3]):
         assert task._num_tokens(turns) == data.inputs.encode([{"messages": turns}])["lengths"].item()
     assert task.fitting(TALK[:3], task.generation.but(max_tokens=50)) == TALK[2:3]
@@ -151,14 +152,17 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row(tmp_path):
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% if %}", "data.template: it is no Jinja template"),
-        ("{{ messages[0].content }}</s>", "of user, assistant, user, assistant it does not say what each said once"),
-        ("{% for m in messages %}{{ m.content }}a{% endfor %}", "there is no special token behind an answer"),
+        ("{% if %}", "^data.template: it is no Jinja template"),
+        ("{{ messages[0].content }}</s>", "^data.template: of user, assistant it does not say what each said once"),
+        (
+            "{% for m in messages %}{{ m.content }}a{% endfor %}",
+            "^data.template: there is no special token",
+        ),
         (
             "{% for m in messages %}<|im_start|>{{ m.content }}</s>{% endfor %}",
-            "has no tokens for all of '<|im_start|>'",
+            r"^data.template: the vocabulary has no tokens for all of '<\|im_start\|>'",
         ),
-        ("{{ messages.clear() }}", "it cannot lay out user"),
+        ("{{ messages.clear() }}", "^data.template: it cannot lay out user, assistant"),
     ],
 )
 def test_what_is_no_template_is_said_why(tmp_path, template, reason):

@@ -175,6 +175,7 @@ class CompressionTools:
             engine.save(False)
             raise Interrupted(ended)
         weights = {"weights": checkpoint.model_tensors(engine.state.model)}
+        # A number beyond all of its own: it is the newest, and takes the place of none.
         checkpoint.save(folder, progress.step + 1, checkpoint.Contents(weights, {"over": progress.to_json()}))
         checkpoint.prune(folder, 1)
 

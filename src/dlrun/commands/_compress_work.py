@@ -84,12 +84,9 @@ class Work:
 
     def go_on(self, run: runs.Run) -> None:
         """Work on this run, which an earlier sitting began. Raises: DlrunError if another process does."""
-        from dlrun import tracking
-
         self._stack.enter_context(runs.hold(run.folder))
         making.note_resume(run, {})
-        self.run = run.update(status="RUNNING", reason="", ended=None)
-        tracking.set_running(run.folder)
+        self.run = making.running(run)
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:

@@ -125,8 +125,7 @@ def execute(run: runs.Run, config: RunConfig, registry: Registry, reporter: Any)
     from dlrun import tracking
 
     with runs.hold(run.folder):
-        run = run.update(status="RUNNING", reason="", ended=None)
-        tracking.set_running(run.folder)
+        run = running(run)
         mirror = tracking.Mirror(run.folder, report=reporter.note)
         try:
             mirror.start()
@@ -144,6 +143,14 @@ def execute(run: runs.Run, config: RunConfig, registry: Registry, reporter: Any)
             _draw(run)
         run = _close(run, mirror, "KILLED" if caught else "FINISHED", how)
     return Ended(run, caught)
+
+
+def running(run: runs.Run) -> runs.Run:
+    """The run, which is worked on from now on, in its folder and for MLflow."""
+    from dlrun import tracking
+
+    tracking.set_running(run.folder)
+    return run.update(status="RUNNING", reason="", ended=None)
 
 
 def _draw(run: runs.Run) -> None:

@@ -70,7 +70,7 @@ def resume(parent: runs.Run, overrides: Sequence[str], options: Options) -> int:
 def _go_on(parent: runs.Run, config: RunConfig, options: Options, reporter: TerminalReporter) -> int:
     parent, signal = train_children(parent, config, options, reporter)
     if signal:
-        reporter.note(f"stopped by {signal}; go on with: dlrun train --resume {parent.short_id}")
+        reporter.note(f"stopped by {signal}; go on with: {runs.resume_command(parent)}{making.runs_flag(options.runs)}")
         return int(Exit.INTERRUPTED if signal == "SIGINT" else Exit.TERMINATED)
     train.show(parent, options)
     return int(Exit.OK)

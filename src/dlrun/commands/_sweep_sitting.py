@@ -192,8 +192,7 @@ class Sitting:
     def _start(self, worker: Worker, trial: optuna.Trial, child: runs.Run, chosen: Sequence[str]) -> None:
         from dlrun import tracking
 
-        child = child.update(status="RUNNING", reason="", ended=None)
-        tracking.set_running(child.folder)
+        child = making.running(child)
         mirror = tracking.Mirror(child.folder, report=self.view.note)
         mirror.start()
         worker.job, worker.latest = Job(trial, child, " ".join(chosen), mirror), {}

@@ -48,9 +48,10 @@ def resume(reference: str, options: Options) -> int:
     """Do a compression that was killed again, with what its fine-tunings left. A finished one is only shown."""
     run = runs.find(options.runs, reference)
     if run.record.verb != "compress":
-        verb = run.record.verb
-        hint = f"dlrun {verb} --resume {run.short_id}" if verb in ("train", "sweep") else "see: dlrun runs"
-        raise DlrunError(f"run {run.short_id} is of {verb}, and only a compression is resumed here", hint)
+        raise DlrunError(
+            f"run {run.short_id} is of {run.record.verb}, and only a compression is resumed here",
+            runs.resume_command(run) or "see: dlrun runs",
+        )
     if run.status == "FINISHED" and run.result:
         TerminalReporter().note(f"run {run.short_id} is finished; nothing is left to do")
         show(run, options)
@@ -85,7 +86,7 @@ def _made(
         if work.run is None:
             raise
         name = stopped.name if isinstance(stopped, Interrupted) else "SIGINT"
-        command = f"dlrun compress --resume {work.run.short_id}{making.runs_flag(options.runs)}"
+        command = runs.resume_command(work.run) + making.runs_flag(options.runs)
         reporter.note(f"stopped by {name}. Go on with: {command}")
         return int(Exit.INTERRUPTED if name == "SIGINT" else Exit.TERMINATED)
     show(run, options)

@@ -197,7 +197,7 @@ def _run(folder: Path) -> Iterator[Finding]:
         return
     if said and run.status == "KILLED":
         yield Finding("warning", f"run {name}", "said RUNNING, and no process runs it: it is KILLED now",
-                      f"go on with: dlrun train --resume {name}" if run.record.verb == "train" else "")  # fmt: skip
+                      f"go on with: {command}" if (command := runs.resume_command(run)) else "")  # fmt: skip
     for read in (lambda: check.read_plain(folder), lambda: read_rows(run.metrics_file), lambda: run.result):
         try:
             read()

@@ -41,7 +41,7 @@ def resume(reference: str, given: Sequence[str], options: Options, *, workers: i
 
     parent = runs.find(options.runs, reference)
     if parent.record.verb != "sweep":
-        hint = f"dlrun train --resume {parent.short_id}" if parent.record.verb in ("train", "seeds") else "dlrun runs"
+        hint = runs.resume_command(parent) or "see: dlrun runs"
         raise DlrunError(f"run {parent.short_id} is a {parent.record.verb}, no sweep", hint)
     before = Plan.read(parent.folder)
     plan = _sweep_resume.changed(before, given, options)
@@ -88,7 +88,7 @@ def _run(parent: runs.Run, plan: Plan, options: Options, workers: int, view: Vie
     def work() -> None:
         Sitting(parent.id, parent, plan, options, workers, view).run()
 
-    code = _held(parent, work, view, f"go on with: dlrun sweep --resume {parent.short_id}")
+    code = _held(parent, work, view, f"go on with: {runs.resume_command(parent)}{making.runs_flag(options.runs)}")
     if code == Exit.OK:
         show(runs.load(parent.folder), options)
     return code

@@ -68,7 +68,7 @@ def run_and_show(run: runs.Run, config: RunConfig, options: Options, reporter: T
     show(ended.run, options)
     if ended.signal:
         reporter.note(
-            f"stopped by {ended.signal}; a checkpoint is saved. Go on with: dlrun train --resume {run.short_id}"
+            f"stopped by {ended.signal}; a checkpoint is saved. Go on with: {runs.resume_command(run)}"
             f"{making.runs_flag(options.runs)}"
         )
         return int(Exit.INTERRUPTED if ended.signal == "SIGINT" else Exit.TERMINATED)
@@ -127,7 +127,8 @@ def resume(reference: str, overrides: Sequence[str], options: Options) -> int:
         return _seeds.resume(run, overrides, options)
     if run.record.verb != "train":
         raise DlrunError(
-            f"run {run.short_id} is a {run.record.verb}, and only a train run is resumed here", "see: dlrun runs"
+            f"run {run.short_id} is a {run.record.verb}, and only a train run is resumed here",
+            runs.resume_command(run) or "see: dlrun runs",
         )
     warn_if_components_differ(run, options.registry, reporter)
     config = check.read(run.folder, options.registry)

@@ -70,6 +70,7 @@ def assemble(given: Mapping[str, Dialogues], settings: Settings, tools: Tools, n
         lambda: (turn.text for row in parts["train"].rows for turn in given["train"].turns[row]), tools
     )
     template = settings.chat_template(found.tokenizer, tools)
+    layout = template.notes()  # first: what is wrong with a template is no fault of a row
     said = {name: _said(each, found.tokenizer, template) for name, each in given.items()}
     lengths = {name: np.array([each.num_tokens - 1 for each in them], np.int64) for name, them in said.items()}
     cut = settings.limit.check(rows, lengths, "conversation")  # the last token is said, not read
@@ -96,7 +97,6 @@ def assemble(given: Mapping[str, Dialogues], settings: Settings, tools: Tools, n
         },
         {FILE: found.tokenizer.to_json(), **template.files()},
     )
-    layout = [] if template.source is None else ["conversations: laid out by a chat template"]
     told = (*notes, *made, *found.notes, *layout, *cut, *settings.bad.notes())
     return Dataset(spec, take(whole, parts), TextInputs(spec), told, fingerprint(rows, parts))
 

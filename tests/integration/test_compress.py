@@ -116,6 +116,8 @@ def test_a_list_of_no_steps_and_a_wrong_setting_of_a_later_one_end_before_the_fi
     code, _, err = dlrun("compress", run.id, *words)
     assert code == 2 and "compression.cluster.clusters: expected an integer from 2 to 256, got 1" in err
     assert "prune_magnitude" not in err
+    code, _, err = dlrun("compress", run.id, "compression=cluster", "compression.clusters=4", "--runs", str(runs))
+    assert code == 2 and "unknown setting 'compression.clusters'" in err and "compression.cluster.clusters" in err
     assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
 
 

@@ -92,6 +92,7 @@ def test_show_says_what_can_be_set_and_what_the_choice_sets(dlrun):
         ("transfer", "none", "  transfer.from = null   (str or null)\n"),
         ("augment", "random_crop", "  data.augment.random_crop.padding = "),
         ("model", "torchvision", "  model.options = null   (dict or null)\n"),
+        ("compression", "cluster", "  compression.cluster.clusters = 16   (int)\n"),
         ("experiment", "fashion_mnist_cnn", "    # score:    test accuracy at least 0.925\n"),
         ("hardware", "auto", "  hardware.device = auto   (one of auto, cpu, cuda)\n      auto takes the GPU"),
     ],

@@ -43,6 +43,7 @@ class Work:
     reporter: TerminalReporter
     asked: dict[str, Any]  # see ASKED
     done: list[dict[str, Any]] = field(default_factory=list)  # steps, as plan.json has them
+    methods: list[tuple[str, str]] = field(default_factory=list)  # what rebuilds the run's model beside its config
     run: runs.Run | None = None
     started: float = field(default_factory=time.perf_counter)
     extra: dict[str, Any] = field(default_factory=dict)  # of a search, for the result
@@ -57,6 +58,7 @@ class Work:
         )
         if self.source.record.verb == "compress":
             self.done = list(runs.read_json(self.source.folder / PLAN)["steps"])
+            self.methods = [("compression", step["method"]) for step in self.done]
         self.batch = next(self.tools.batches(self._split(), 2))
         self.weighed = self.before = weigh(self.predictor.model, self.batch, self.predictor.spec.inputs, self._known())
 
@@ -75,7 +77,7 @@ class Work:
         if self.run is None:
             self.run = making.new_run(
                 self.config, self.options.registry, self.options.runs, verb="compress", parents=[self.source.id],
-                require_tracking=self.options.require_tracking, reporter=self.reporter,
+                require_tracking=self.options.require_tracking, reporter=self.reporter, beside=self.methods,
             )  # fmt: skip
             runs.write_json(self.run.folder / ASKED, self.asked)
             self._stack.enter_context(runs.hold(self.run.folder))
@@ -111,6 +113,7 @@ class Work:
             raise DlrunError("compression: the list is empty", "compression=NAME; see: dlrun list compression")
         for step in steps.values():
             build.compressor(step, self.options.registry, self.predictor.spec)
+        self.methods += [("compression", step.name) for step in steps.values()]
         if self.is_several() and not next(iter(steps.values())).options.get("student"):
             raise DlrunError(
                 f"run {self.source.short_id} is an ensemble, which is no single model",
@@ -160,6 +163,7 @@ class Work:
 
         run = self.begin()
         check.write(run.folder, self.config)  # of a student the model is known only now
+        run = making.keep_components(run, self.config, self.options.registry, self.methods)
         self._save(run, model)
         after = reading.load(run, self.options, self.reporter, str(self.predictor.device.type), self.config)
         result = self._result(run, after)

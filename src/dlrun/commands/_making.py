@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,11 @@ def new_run(
     require_tracking: bool = False,
     reporter: Any = None,
     tags: Mapping[str, Any] | None = None,
+    beside: Iterable[tuple[str, str]] = (),
 ) -> runs.Run:
     """Make a run's folder with all that is known before it starts, and its MLflow run.
 
+    beside: (kind, name) of the components used that its config does not name: a method of the verb.
     parents: runs this one is made from, beside the one whose weights `transfer.from` names.
     nested_under: the run (of --seeds, of a sweep) whose child this one is, in the folder and in MLflow.
     Raises: DlrunError with code TRACKING if the store is unreachable and that was not allowed.
@@ -85,17 +87,12 @@ def new_run(
             )
         if reporter is not None:
             reporter.note(f"tracking: {started.reason}; the run goes on, and MLflow gets it later")
-    used = user_components(config, registry)
     run = runs.create(folder, runs.RunRecord(
-        id=started.id, verb=verb, name=config.name, parents=tuple(parents), created=created,
-        components={name: digest(path) for name, path in used.items()}, command=_command(),
+        id=started.id, verb=verb, name=config.name, parents=tuple(parents), created=created, command=_command(),
     ))  # fmt: skip
     check.write(run.folder, config)
     runs.write_json(run.folder / "environment.json", found)
-    for name, path in used.items():
-        (run.folder / "components" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, run.folder / "components" / name)
-    return run
+    return keep_components(run, config, registry, beside)
 
 
 def resolved(config: RunConfig, folder: Path) -> RunConfig:
@@ -107,14 +104,21 @@ def resolved(config: RunConfig, folder: Path) -> RunConfig:
     return replace(config, transfer=replace(config.transfer, source=f"run:{found.id}"))
 
 
-def user_components(config: RunConfig, registry: Registry) -> dict[str, Path]:
-    """The user's own component files that this config uses, "models/mynet.py" -> path."""
+def keep_components(
+    run: runs.Run, config: RunConfig, registry: Registry, beside: Iterable[tuple[str, str]] = ()
+) -> runs.Run:
+    """The run with copies of the user's own component files that it uses, and their digests in its record."""
     chosen = [
         (kind, getattr(config, kind).name) for kind in ("task", "data", "model", "optimizer", "schedule", "transfer")
     ]
     chosen += [("augment", name) for name in config.data.augment]
-    found = [registry.component(kind, name) for kind, name in chosen if name != "none"]
-    return {f"{ROOMS[item.kind]}/{item.name}.py": item.path for item in found if item.users}
+    found = [registry.component(kind, name) for kind, name in (*chosen, *beside) if name != "none"]
+    used = {f"{ROOMS[item.kind]}/{item.name}.py": item.path for item in found if item.users}
+    for name, path in used.items():
+        (run.folder / "components" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, run.folder / "components" / name)
+    components = {name: digest(path) for name, path in used.items()}
+    return run.update(components=components) if components != run.record.components else run
 
 
 def execute(run: runs.Run, config: RunConfig, registry: Registry, reporter: Any) -> Ended:

@@ -46,6 +46,8 @@ def compress(
 
 def resume(reference: str, options: Options) -> int:
     """Do a compression that was killed again, with what its fine-tunings left. A finished one is only shown."""
+    from dlrun.commands.train import warn_if_components_differ
+
     run = runs.find(options.runs, reference)
     if run.record.verb != "compress":
         raise DlrunError(
@@ -58,6 +60,7 @@ def resume(reference: str, options: Options) -> int:
         return int(Exit.OK)
     if not (run.folder / ASKED).is_file():
         raise DlrunError(f"run {run.short_id} does not say what was asked for ({ASKED})", "start the compression anew")
+    warn_if_components_differ(run, options.registry, TerminalReporter())
     asked = runs.read_json(run.folder / ASKED)
     steps = convert.to_stack("compression", asked["compression"], options.registry)
     source = runs.find(options.runs, run.record.parents[0])

@@ -92,7 +92,7 @@ def _ensemble(
         _ensemble_shift.require_classes(made)
     run = making.new_run(
         config, options.registry, options.runs, verb="ensemble", parents=list(dict.fromkeys(m.run.id for m in members)),
-        require_tracking=options.require_tracking, reporter=reporter,
+        require_tracking=options.require_tracking, reporter=reporter, beside=[("ensemble", settings.name)],
     )  # fmt: skip
     with making.held(run):
         report = _write(run, made, members, method, settings, config)

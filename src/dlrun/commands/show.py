@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dlrun.commands import _catalogue as catalogue
-from dlrun.config import conf_folders
+from dlrun.config import conf_folders, schema
 from dlrun.config.durations import Duration
 from dlrun.errors import DlrunError, did_you_mean
 from dlrun.registry import ROOMS, Component, Registry, meanings
@@ -34,7 +34,7 @@ def show(kind: str, name: str, registry: Registry, config_dir: Path | None, *, a
     path = conf_folders.file_of(kind, name, config_dir)
     component = _component(kind, name, path, registry, config_dir)
     values = _values(path)
-    found = _settings(kind, component, values) if kind != "experiment" else []
+    found = _settings(kind, name, component, values) if kind != "experiment" else []
     if as_json:
         print(json.dumps(_as_json(kind, name, path, component, found), ensure_ascii=False, default=str))
     else:
@@ -77,9 +77,11 @@ def _values(path: Path | None) -> dict[str, Any]:
 # ---------------------------------------------------------------- settings
 
 
-def _settings(kind: str, component: Component | None, values: dict[str, Any]) -> list[Row]:
+def _settings(kind: str, choice: str, component: Component | None, values: dict[str, Any]) -> list[Row]:
     """The component's own settings, then those common to its group; a choice's values are its defaults."""
     prefix = "data.augment." + component.name if kind == "augment" and component else kind
+    if kind in schema.STACKS:
+        prefix = f"{kind}.{choice}"
     own = []
     for setting in component.settings.values() if component else ():
         default = values.get(setting.name, setting.default)

@@ -29,8 +29,9 @@ def sweep(given: Sequence[str], options: Options, *, workers: int) -> int:
     making.send_what_is_left(options.runs)
     view = View(plan)
     parent = making.new_run(
-        config, options.registry, options.runs, verb="sweep", require_tracking=options.require_tracking, reporter=view
-    )
+        config, options.registry, options.runs, verb="sweep", require_tracking=options.require_tracking, reporter=view,
+        beside=[("search", plan.search.name)],
+    )  # fmt: skip
     plan.write(parent.folder)
     return _run(parent, plan, options, workers, view)
 

@@ -65,7 +65,14 @@ def to_stack(group: str, values: Mapping[str, Any], registry: Registry) -> dict[
         raise DlrunError(f"{where}: does not say whose settings it holds", f"add '# @package {group}.{values['name']}'")
     steps = {}
     for step, given in values.items():
-        if isinstance(given, Mapping) and "name" not in given:
+        if not isinstance(given, Mapping):
+            owners = [name for name, other in values.items() if isinstance(other, Mapping) and "name" in other]
+            problems.add(
+                f"unknown setting '{group}.{step}'",
+                "the settings of a step stand below its name: "
+                + ", ".join(f"{group}.{name}.{step}" for name in owners),
+            )
+        elif "name" not in given:
             problems.add(f"'{group}.{step}': {step} is no step of this stack", f"add it: {group}=[…,{step}]")
         else:
             steps[str(step)] = _to_dataclass(schema.VERBS[group], given, f"{group}.{step}.", problems, registry)

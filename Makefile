@@ -28,7 +28,7 @@ slow: $(STAMP) ## the slow tests
 	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist worksteal
 
 realdata: $(STAMP) ## shortened experiments on real data (DLRUN_TEST_DATA names its folder)
-	$(BIN)/python -m pytest -m realdata
+	$(BIN)/python -m pytest -m realdata -n $(JOBS) --dist worksteal
 
 test-services: $(STAMP)
 	$(BIN)/python -m pytest -m services

@@ -95,6 +95,7 @@ class Sitting:
             report_transfer(self.parts.transferred, reporter)
         state.progress.loss_sum = state.progress.loss_sum.to(world.device)
         self.log = MetricsLog(run.metrics_file, state.progress.step) if world.is_main else None
+        self.energy = EnergyMeter(world.device, state.progress.joules)
         self.engine = self._engine()
         if self._found() is None:
             seed_generators(config.seed, world.rank)
@@ -145,7 +146,9 @@ class Sitting:
 
     def save(self, best: bool) -> None:
         """A checkpoint of now. A full disk is a warning while training goes on, an error at the end."""
-        contents, step = self.parts.state.contents(), self.parts.state.progress.step
+        progress = self.parts.state.progress
+        progress.joules = self.energy.joules
+        contents, step = self.parts.state.contents(), progress.step
         self.engine.last_saved = step
         if not self.world.is_main:
             return
@@ -175,7 +178,6 @@ class Sitting:
 
     def _run_to_end(self, sample_system: Sampler | None) -> Ended:
         engine, progress = self.engine, self.parts.state.progress
-        energy = EnergyMeter(self.world.device)
         sampling = contextlib.nullcontext()
         if sample_system is not None and self.log is not None:
             log = self.log
@@ -196,7 +198,7 @@ class Sitting:
         finally:
             self.reporter.end()
         if ended in ("complete", "early stop"):
-            self._finish(energy.reading())
+            self._finish(self.energy.reading())
         return ended
 
     def _last_words(self, ended: Ended) -> None:

@@ -176,6 +176,17 @@ def test_an_objective_the_task_does_not_report_is_named_with_those_it_does(tmp_p
     assert "does not report 'acuracy'; it reports accuracy, loss" in ended.stderr
 
 
+def test_a_trial_whose_data_leaves_no_objective_fails_and_the_search_goes_on(tmp_path):
+    ended = dlrun(tmp_path / "runs", *SMALL, "data.valid_fraction=0.2,0,0.1", "search=grid", "--json")
+    assert ended.returncode == 0, ended.stderr
+    rows = {row["settings"]["data.valid_fraction"]: row for row in json.loads(ended.stdout)["trials"]}
+    assert [(rows[text]["state"], rows[text]["reason"]) for text in ("0", "0.1", "0.2")] == [
+        ("fail", "reports no accuracy"), ("complete", "complete"), ("complete", "complete")
+    ]  # fmt: skip
+    failed = tmp_path / "runs" / rows["0"]["run"] / "artifacts"
+    assert not (failed / "checkpoints").exists()
+
+
 # ---------------------------------------------------------------- kill -9
 
 
@@ -206,6 +217,7 @@ def check_whole(runs: Path, trials: int) -> None:
     begun = [record for record in records(runs, "train") if (runs / record["id"] / "artifacts" / "trial.json").exists()]
     assert sorted(record["id"] for record in begun) == sorted(row["run"] for row in shown["trials"])
     assert all(record["status"] == "FINISHED" for record in begun)
+    assert all(record["status"] != "RUNNING" for record in records(runs, "train"))
 
 
 def test_the_parent_killed_again_and_again_loses_and_repeats_no_trial(tmp_path):
@@ -220,6 +232,21 @@ def test_the_parent_killed_again_and_again_loses_and_repeats_no_trial(tmp_path):
         process = started(runs, "sweep", "--resume", parent["id"])
     assert process.wait(timeout=240) == 0
     check_whole(runs, trials)
+
+
+def test_a_finished_sweep_given_more_trials_and_killed_goes_on_with_them(tmp_path):
+    runs, space = tmp_path / "runs", ("optimizer.lr=0.001,0.002,0.003", "search=grid")
+    ended = dlrun(runs, *LONGER, *space, "train.duration=2 epochs", "search.trials=2", "--json")
+    assert ended.returncode == 0, ended.stderr
+    parent = json.loads(ended.stdout)["run_id"]
+    process = started(runs, "sweep", "--resume", parent, "search.trials=3")
+    while process.poll() is None and len(records(runs, "train")) < 3:
+        time.sleep(0.02)
+    assert {record["status"] for record in records(runs, "sweep")} == {"RUNNING"}
+    process.kill()
+    process.wait()
+    assert dlrun(runs, "sweep", "--resume", parent).returncode == 0
+    check_whole(runs, 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -29,6 +29,23 @@ def test_every_form_of_several_values_is_a_dimension():
     assert {"resnet20", "resnet56"} <= set(dimension_of("model=glob(resnet*)").choices)
 
 
+def test_whole_numbers_are_drawn_on_a_log_scale_where_it_says_so():
+    assert dimension_of("a.b=tag(log, range(16,257))") == Dimension("a.b", "int", low=16, high=256, step=1, log=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a.b=tag(lgo, interval(1,9))", "unknown tag 'lgo'"),
+        ("a.b=tag(log, range(1,9,2))", "only steps of 1 are drawn on a log scale"),
+        ("a.b=tag(log, choice(1,9))", "single values have no scale"),
+    ],
+)
+def test_a_tag_that_would_change_nothing_is_refused(text, said):
+    with pytest.raises(DlrunError, match=said):
+        split_sweep([text])
+
+
 def test_one_value_stays_an_override():
     assert split_sweep(["seed=1", "model=mlp,cnn"])[0] == ["seed=1"]
 
@@ -95,6 +112,9 @@ def test_a_condition_that_names_no_settings_is_refused_with_the_form_it_has(give
         ("search.trials=1,2", "search.trials: cannot be searched"),
         ("name=a,b", "name: cannot be searched"),
         ("optimizer.lr=0.1,0.1", "the same value twice"),
+        ("optimizer.lr=interval(0.1,inf)", "interval(0.1,inf) has no end"),
+        ("hardware.launcher=local,slurm", "hardware.launcher: cannot be searched"),
+        ("data.batch_size=tag(log, range(0,9))", "cannot be drawn on a log scale"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_with_its_name(text, said):

@@ -14,7 +14,7 @@ from dlrun.commands._sweep_study import Objective
 from dlrun.commands._sweep_workers import devices
 from dlrun.data import digits
 from dlrun.models import mlp
-from dlrun.training import latency
+from dlrun.training import energy, latency
 from dlrun.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -48,6 +48,20 @@ def test_latency_is_the_middle_time_of_calls_with_one_validation_example(monkeyp
     assert found == 4.0
     expected = dataset.inputs.prepare(dataset.splits["valid"].gather(torch.tensor([0])))["image"]
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_the_energy_of_a_run_counts_what_its_earlier_sittings_spent(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "_RAPL", tmp_path)
+    assert energy.EnergyMeter(CPU, 2.5).reading()["joules"] is None  # no counter here: nothing is made up
+    counter = tmp_path / "intel-rapl:0" / "energy_uj"
+    counter.parent.mkdir()
+    counter.write_text("1000000")
+    first = energy.EnergyMeter(CPU)
+    counter.write_text("3500000")
+    assert first.joules == 2.5
+    second = energy.EnergyMeter(CPU, 2.5)
+    counter.write_text("4000000")
+    assert second.reading()["joules"] == 3.0
 
 
 def test_what_a_trial_leaves_is_collected_although_what_the_first_imported_is_not_looked_at_again(monkeypatch):

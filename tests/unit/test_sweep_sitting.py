@@ -58,6 +58,12 @@ def made_run(runs: Path, verb: str, name: str = "r", **record: Any) -> folders.R
             "search.storage: holds a password",
         ),
         (("model=logistic,mlp", "search.space={when:{model:mlp}}"), "search.space.when.model: 'mlp' does not say"),
+        (("task=classification,regression",), "task: each task chases a goal of its own"),
+        (
+            ("optimizer.lr=0.1,0.2", "search.pruner=asha", "search.objectives=[loss:min,parameters:min]"),
+            "search.pruner=asha: no pruner compares several objectives",
+        ),
+        (("optimizer.lr=0.1,0.2", "search.objectives=loss:min"), "one in a list: search.objectives=[loss:min]"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_a_run_is_made(dlrun, runs, arguments, said):
@@ -72,6 +78,31 @@ def test_the_command_line_comes_before_a_space_in_yaml_and_a_space_after_one_val
     plan, _ = plans.planned(given, options(runs))
     assert {dimension.key for dimension in plan.space} == {"data.batch_size", "model"}
     assert "optimizer.lr=0.3" in plan.fixed
+
+
+def test_what_every_choice_that_varies_knows_may_be_fixed_though_the_default_choice_does_not(runs):
+    plan, config = plans.planned(("model=resnet20,resnet32", "model.shortcut=projection"), options(runs))
+    assert (config.model.name, config.model.options["shortcut"]) == ("resnet", "projection")
+    assert [dimension.choices for dimension in plan.space] == [("resnet20", "resnet32")]
+
+
+def test_a_setting_is_of_whole_numbers_only_where_the_choice_that_varies_takes_no_others(runs):
+    given = ("model=cnn,mlp", "model.dropout=interval(0,1)", "data.batch_size=interval(16,64)")
+    plan, _ = plans.planned(("optimizer=sgd,adamw", *given), options(runs))
+    kinds = {dimension.key: dimension.kind for dimension in plan.space}
+    assert (kinds["model.dropout"], kinds["data.batch_size"]) == ("float", "int")
+    _, when = "sgd", "search.space={when: {optimizer: {sgd: {optimizer.momentum: 'interval(0,1)'}}}}"
+    plan, _ = plans.planned(("optimizer=sgd,adamw", when), options(runs))
+    assert plan.space[1].kind == "float"
+
+
+def test_a_space_under_a_choice_always_counts_where_that_choice_is_fixed_and_never_where_another_is(runs):
+    yaml = "search.space={model: 'choice(logistic,resnet20)', seed: 'range(0,3)', " \
+           "when: {model: {resnet20: {model.width: 'choice(8,16)'}}}}"  # fmt: skip
+    plan, _ = plans.planned(("model=resnet20", yaml), options(runs))
+    assert [(dimension.key, dimension.when) for dimension in plan.space] == [("seed", None), ("model.width", None)]
+    plan, _ = plans.planned(("model=logistic", yaml), options(runs))
+    assert [dimension.key for dimension in plan.space] == ["seed"]
 
 
 def test_trials_start_from_the_run_that_was_the_latest_when_the_sweep_was_planned(runs):
@@ -108,6 +139,23 @@ def test_a_resume_may_change_the_hardware_and_let_more_trials_run_and_fail(runs)
     assert [check.read(run.folder, Registry()).hardware.threads for run in (parent, child)] == [3, 3]
 
 
+def test_a_finished_sweep_that_gets_more_trials_is_not_finished_any_more(runs):
+    parent = making.finish(made_run(runs, "sweep"), "FINISHED", "complete")
+    plan = _sweep_resume.changed(plan_of(trials=20), ["search.trials=30"], options(runs))
+    assert _sweep_resume.write(parent, plan, ["search.trials=30"], options(runs)).status == "KILLED"
+    [parent] = folders.listing(runs)
+    statuses: list[str] = []
+
+    def work(home: folders.Run) -> None:
+        home.update(children=("a",))  # as each new trial does
+        statuses.append(folders.load(home.folder).status)
+
+    view: Any = SimpleNamespace(note=lambda _text: None)
+    assert sweep._held(parent, work, view, "") == 0
+    assert [*statuses, folders.load(parent.folder).status] == ["RUNNING", "FINISHED"]
+    assert folders.load(parent.folder).record.children == ("a",)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -129,7 +177,7 @@ def test_a_sweep_that_goes_on_after_ctrl_c_runs_in_mlflow_too(runs):
     client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
     seen = [client.get_run(parent.id).info.status]
     view: Any = SimpleNamespace(note=lambda _text: None)
-    sweep._held(parent, lambda: seen.append(client.get_run(parent.id).info.status), view, "")
+    sweep._held(parent, lambda _: seen.append(client.get_run(parent.id).info.status), view, "")
     assert [*seen, client.get_run(parent.id).info.status] == ["KILLED", "RUNNING", "FINISHED"]
     assert tracking.is_pending(parent.folder) is False
 
@@ -157,13 +205,15 @@ def sitting_that_hears(*events: dict, notes: list[str]) -> tuple[Sitting, Worker
     sitting.plan, sitting.waiting = plan_of(), []
     sitting.workers = SimpleNamespace(heard=heard, all=[worker])  # type: ignore[assignment]
     sitting.view = SimpleNamespace(note=notes.append)  # type: ignore[assignment]
+    sitting._noted = set()
     return sitting, worker
 
 
 def test_what_a_trial_notes_is_passed_on_with_its_number():
     notes: list[str] = []
-    sitting, _ = sitting_that_hears({"event": "note", "text": "a warning"}, notes=notes)
-    sitting._hear()
+    said = {"event": "note", "text": "a warning"}
+    sitting, _ = sitting_that_hears(said, said, notes=notes)
+    sitting._hear(), sitting._hear()
     assert notes == ["trial 4: a warning"]
 
 
@@ -218,6 +268,23 @@ def test_trials_of_the_front_come_before_those_that_another_beats():
     assert [row["number"] for row in results.ranked_rows(TWO)] == [0, 1, 2, 3]
     one = TWO | {"objectives": ["accuracy:max"], "front": [0]}
     assert [row["number"] for row in results.ranked_rows(one)] == [0, 2, 1, 3]
+    pruned = one | {"trials": [row(0, 0.9, state="pruned"), *ROWS[1:]]}
+    assert [row["number"] for row in results.ranked_rows(pruned)] == [2, 1, 0, 3]
+
+
+def test_the_whole_front_keeps_its_weights_and_one_that_comes_late_displaces_no_second_best(tmp_path):
+    chased = objectives(["accuracy:max", "parameters:min"])
+    study = Study("s", tmp_path / "study.jsonl", SearchConfig("random", keep=2), [LR], chased, Registry())
+    kept = []
+    for number, (accuracy, parameters) in enumerate([(0.9, 100), (0.89, 95), (0.8, 50), (0.95, 90)]):
+        run = folders.create(tmp_path, folders.RunRecord(id=f"{number}" * 32, verb="train"))
+        run.checkpoints.mkdir()
+        trial, _ = study.ask()  # type: ignore[misc]
+        study.bind(trial, run.id, [])
+        study.told(trial, {"metrics": {"valid/accuracy": accuracy}, "parameters": parameters}, "", pruned=False)
+        results.keep_the_best("s", study, tmp_path)
+        kept.append({path.parents[1].name[0] for path in tmp_path.glob("*/artifacts/checkpoints")})
+    assert kept == [{"0"}, {"0", "1"}, {"0", "1", "2"}, {"2", "3"}]
 
 
 def test_the_best_of_a_sweep_are_those_whose_weights_are_kept(tmp_path):
@@ -228,6 +295,10 @@ def test_the_best_of_a_sweep_are_those_whose_weights_are_kept(tmp_path):
         if kept != "2":
             run.checkpoints.mkdir()
     assert [run.id[0] for run in sweep.top(parent, tmp_path, 2)] == ["0", "1"]
+    (tmp_path / ("0" * 32) / "artifacts" / "checkpoints").rmdir()
+    with pytest.raises(DlrunError, match="the weights of 00000000, 22222222 are gone") as raised:
+        sweep.top(parent, tmp_path, 3)
+    assert raised.value.hint == "those left: 11111111"
 
 
 def test_compare_shows_both_objectives_marks_the_front_and_draws_it(dlrun, tmp_path, runs):
@@ -241,6 +312,13 @@ def test_compare_shows_both_objectives_marks_the_front_and_draws_it(dlrun, tmp_p
     page = (parent.folder / "report" / "sweep.html").read_text()
     assert "<th>parameters</th>" in page and page.count("<td>front</td>") == 2 and 'alt="front"' in page
     assert "What mattered for accuracy" in page
+
+
+def test_choices_among_numbers_are_drawn_as_numbers():
+    given = [{"settings": {"a": text, "b": "x"}} for text in ("256", "32", "1e2")]
+    assert [row["settings"] for row in figures._with_numbers([*given, {"settings": {"b": "1"}}])] == [
+        {"a": 256.0, "b": "x"}, {"a": 32.0, "b": "x"}, {"a": 100.0, "b": "x"}, {"b": "1"},
+    ]  # fmt: skip
 
 
 def test_the_front_of_one_objective_is_not_drawn(tmp_path):

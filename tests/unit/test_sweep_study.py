@@ -118,7 +118,23 @@ def test_an_evaluation_repeated_after_a_resume_is_one_resource_to_the_pruner(tmp
     again = resumed.again(resumed.trials[0])
     for step in (20, 30, 40):
         resumed.prune(again, step, {"valid/accuracy": step / 100})
-    assert resumed.trials[0].intermediate_values == {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}
+    assert resumed.trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
+
+
+def test_asha_judges_a_trial_by_its_first_evaluation_and_again_by_its_fourth(tmp_path):
+    """Rungs at 1, 4 and 16 units of the resource, with a reduction factor of 4: Li et al. 2020, algorithm 2."""
+    made = Study(
+        "s", tmp_path / "study.jsonl", SearchConfig("random", pruner="asha", pruner_options={"min_resource": 1}), [LR],
+        objectives(["accuracy:max"]), Registry(),
+    )  # fmt: skip
+
+    def lasts(value: float) -> int:
+        trial, _ = asked(made)
+        stopped = (number for number in range(1, 9) if made.prune(trial, number, {"valid/accuracy": value}))
+        return next(stopped, 8)
+
+    weak = (0.1, 0.2, 0.3, 0.15, 0.25, 0.05)
+    assert [lasts(value) for value in (0.9, *weak, 0.8, 0.91)] == [8, *[1] * len(weak), 4, 8]
 
 
 def test_a_trial_without_one_of_the_objectives_fails_with_its_name_as_the_reason(tmp_path):
@@ -128,6 +144,13 @@ def test_a_trial_without_one_of_the_objectives_fails_with_its_name_as_the_reason
     made.told(trial, {"metrics": {"valid/accuracy": 0.5}, "energy": {"joules": None}}, "complete", pruned=False)
     [row] = trial_rows(made)
     assert (row["state"], row["reason"], row["values"]) == ("fail", "reports no energy_joules", [])
+
+
+def test_a_value_that_is_no_number_fails_its_trial_and_says_so(tmp_path):
+    made = study(tmp_path, "random", [LR])
+    trial, _ = asked(made)
+    made.told(trial, {"metrics": {"valid/accuracy": float("nan")}}, "complete", pruned=False)
+    assert [(row["state"], row["reason"]) for row in trial_rows(made)] == [("fail", "accuracy is not a number")]
 
 
 def test_a_metric_that_is_reported_only_as_the_tasks_goal_says_so(tmp_path):

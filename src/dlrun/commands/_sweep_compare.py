@@ -41,7 +41,7 @@ def compare(parent: runs.Run, options: Options) -> int:
     console = result_console()
     names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
     console.print(table(
-        ["trial", "run", f"valid/{goal['name']}", *others, *names, "state"],
+        ["trial", "run", results.heading(goal["name"]), *others, *names, "state"],
         [[row["number"], (row["run"] or "")[:8], *(row["values"] or ["–"] * (1 + len(others))),
           *[row["settings"].get(name, "–") for name in names],
           "front" if row["number"] in front else row["state"]] for row in rows],

@@ -33,7 +33,7 @@ def joined(reference: str, given: Sequence[str], options: Options) -> tuple[str,
     search = replace(plan.search, storage=named.get(_STORAGE, plan.search.storage), objectives=objectives)
     conf = conf_folders.user_conf(options.config_dir)
     plan = replace(plan, fixed=[*plan.fixed, *own], search=search, config_dir=conf)
-    config = plans.config_of(plan.fixed, plan, options, "")
+    config = plans.config_of_all(plan, options)
     reason = tracking.lacks(options.runs, config.tracking.uri, sweep_id)
     if reason:
         raise DlrunError(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FILE = "sweep.json"
 DEFAULT = "search=tpe"
 _SOURCE = "transfer.from"
+_WHAT_IS_REPORTED = ("task", "data")  # settings that decide which metrics a trial has
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Plan:
     space: list[Dimension]
     search: SearchConfig
     config_dir: Path | None
+
+    @property
+    def varies_metrics(self) -> bool:
+        """Whether one trial may report a metric that another does not."""
+        return any(dimension.key.partition(".")[0] in _WHAT_IS_REPORTED for dimension in self.space)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `from_json`."""
@@ -78,14 +84,15 @@ def planned(given: Sequence[str], options: Options) -> tuple[Plan, RunConfig]:
     named = {dimension.key for dimension in dimensions} | {key(text) for text in fixed}
     _, further = split_sweep([], wanted, config_dir=options.config_dir)
     dimensions += [dimension for dimension in further if dimension.key not in named]
+    dimensions = _narrowed(dimensions, fixed)
     space.check(dimensions)
     own = [text for text in fixed if key(text).split(".")[0] != "search"]
     user_conf = conf_folders.user_conf(options.config_dir)
     plan = Plan(own, dimensions, search, user_conf)
     plan = replace(plan, space=[_typed(dimension, plan, options) for dimension in dimensions])
-    _check_search(plan, options)
+    _check_search(plan, options, {key(text) for text in given})
     _check_trials(plan, options)
-    config = config_of(own, plan, options, "")
+    config = config_of_all(plan, options)
     return _with_named_runs(plan, config, options), config
 
 
@@ -112,18 +119,38 @@ def _with_named_runs(plan: Plan, config: RunConfig, options: Options) -> Plan:
         return replace(dimension, choices=tuple(ids)) if dimension.key == _SOURCE else dimension
 
     source, fixed = config.transfer.source or "", plan.fixed
-    if source.startswith("run:"):
+    if source.startswith("run:") and not any(dimension.key == _SOURCE for dimension in plan.space):
         fixed = [*(text for text in fixed if key(text) != _SOURCE), f"{_SOURCE}={source}"]
     return replace(plan, fixed=fixed, space=[named(dimension) for dimension in plan.space])
 
 
-def _check_search(plan: Plan, options: Options) -> None:
-    """What can be said of a search before its first run is made. Raises: DlrunError."""
+def _narrowed(dimensions: Sequence[Dimension], fixed: Sequence[str]) -> list[Dimension]:
+    """Where a group has one choice on the command line, what varies with that choice always varies, and what varies
+    with its others never does."""
+    chosen = {key(text): text.partition("=")[2] for text in fixed if key(text) in GROUPS}
+    return [
+        replace(dimension, when=None) if dimension.when and dimension.when[0] in chosen else dimension
+        for dimension in dimensions
+        if not dimension.when or chosen.get(dimension.when[0], dimension.when[1]) == dimension.when[1]
+    ]
+
+
+def _check_search(plan: Plan, options: Options, given: set[str]) -> None:
+    """What can be said of a search before its first run is made. given: the settings named. Raises: DlrunError."""
     from dlrun.commands._sweep_storage import refuse_password
-    from dlrun.commands._sweep_study import objectives, pruner_of, sampler_of
+    from dlrun.commands._sweep_study import is_pruned, objectives, pruner_of, sampler_of
 
     refuse_password(plan.search.storage)
     chased = objectives(plan.search.objectives)
+    if chased and "search.pruner" in given and plan.search.pruner != "none" and not is_pruned(chased):
+        raise DlrunError(
+            f"search.pruner={plan.search.pruner}: no pruner compares several objectives, or a count", "leave it out"
+        )
+    if not chased and any(dimension.key == "task" for dimension in plan.space):
+        raise DlrunError(
+            "task: each task chases a goal of its own, and trials are compared by one",
+            "say which: search.objectives=[loss:min]",
+        )
     pruner_of(plan.search, chased)
     sampler_of(plan.search, plan.space, chased, plan.search.seed, options.registry)
 
@@ -140,6 +167,12 @@ def counted(plan: Plan, options: Options) -> str:
     return said + left
 
 
+def config_of_all(plan: Plan, options: Options) -> RunConfig:
+    """What stands for the sweep as a whole: everything that varies has the first of its values."""
+    first = {dimension.name: dimension.first for dimension in plan.space if dimension.when is None}
+    return config_of([*plan.fixed, *space.overrides(plan.space, first)], plan, options, "")
+
+
 def config_of(texts: Sequence[str], plan: Plan, options: Options, name: str) -> RunConfig:
     """The config of these overrides. Raises: DlrunError if it is not legal."""
     values = compose(texts, config_dir=plan.config_dir).values
@@ -151,12 +184,20 @@ def _typed(dimension: Dimension, plan: Plan, options: Options) -> Dimension:
     """An interval between whole numbers is one of whole numbers where the setting takes no others."""
     if dimension.kind != "float" or not (dimension.low.is_integer() and dimension.high.is_integer()):
         return dimension
-    when = [f"{dimension.when[0]}={dimension.when[1]}"] if dimension.when else []
-    try:
-        config_of([*plan.fixed, *when, dimension.override(dimension.low + 0.5)], plan, options, "")
-    except DlrunError:
-        return replace(dimension, kind="int", low=int(dimension.low), high=int(dimension.high))
-    return dimension
+    first = {d.name: d.first for d in plan.space if d.when is None and d.kind == "choice"}
+    first |= dict([dimension.when]) if dimension.when else {}
+
+    def legal(value: Any) -> bool:
+        values = first | {dimension.name: value}
+        try:
+            config_of([*plan.fixed, *space.overrides(plan.space, values)], plan, options, "")
+        except DlrunError:
+            return False
+        return True
+
+    if legal(dimension.low + 0.5) or not legal(int(dimension.low)):
+        return dimension
+    return replace(dimension, kind="int", low=int(dimension.low), high=int(dimension.high))
 
 
 def _check_trials(plan: Plan, options: Options) -> None:

@@ -19,16 +19,23 @@ if TYPE_CHECKING:
     from dlrun.commands.train import Options
 
 
+REMOVED = "removed.json"  # in the folder of a trial: whose sweep took its weights away
+
+
 def keep_the_best(sweep_id: str, study: Study, folder: Path) -> None:
-    """Only the best trials' weights stay on the disk. folder: of the runs."""
+    """Only the best trials' weights stay on the disk, and of several objectives those of the whole front.
+
+    folder: of the runs. A trial that was on a front before a better one came has no weights left to count.
+    """
     keep = study.search.keep
-    kept = {trial.number for trial in study.ranked()[:keep]}
+    whole = [t.number for t in study.ranked() if not (folder / t.user_attrs["run"] / "artifacts" / REMOVED).exists()]
+    kept = {*whole[:keep], *(study.front() if len(study.chased) > 1 else ())}
     for trial in study.trials:
         run_id = trial.user_attrs.get("run")
         if trial.state.is_finished() and trial.number not in kept and run_id:
             place = folder / run_id / "artifacts"
             if (place / "checkpoints").is_dir():
-                runs.write_json(place / "removed.json", {"by": sweep_id, "keep": keep})
+                runs.write_json(place / REMOVED, {"by": sweep_id, "keep": keep})
                 shutil.rmtree(place / "checkpoints")
 
 
@@ -58,6 +65,13 @@ def write(sweep: runs.Run, study: Study, plan: Plan, options: Options) -> None:
     })  # fmt: skip
 
 
+def heading(name: str) -> str:
+    """Of a column with this objective: where its values come from."""
+    from dlrun.commands._sweep_study import COUNTS
+
+    return name if name in COUNTS else f"valid/{name}"
+
+
 def others(result: Mapping[str, Any]) -> list[str]:
     """The names of a sweep's further objectives."""
     return [text.partition(":")[0] for text in result.get("objectives", [])[1:]]
@@ -69,13 +83,14 @@ def front(result: Mapping[str, Any]) -> list[int]:
 
 
 def ranked_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A result's trials as `Study.ranked` has them: the best first, those of a front before all others; those
-    without a value last."""
+    """A result's trials as `Study.ranked` has them: the best first, those of a front before all others; then what was
+    pruned, and those without a value last."""
     sign, unbeaten = -1.0 if result["goal"]["mode"] == "max" else 1.0, front(result)
     return sorted(
         result["trials"],
         key=lambda row: (
             not row["values"],
+            row["state"] != "complete",
             bool(unbeaten) and row["number"] not in unbeaten,
             sign * row["values"][0] if row["values"] else 0.0,
         ),

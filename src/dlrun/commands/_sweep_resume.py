@@ -44,15 +44,18 @@ def changed(plan: Plan, given: Sequence[str], options: Options) -> Plan:
     return replace(plan, fixed=fixed, search=search)
 
 
-def write(sweep: runs.Run, plan: Plan, given: Sequence[str], options: Options) -> None:
+def write(sweep: runs.Run, plan: Plan, given: Sequence[str], options: Options) -> runs.Run:
     """Keep the changed plan, for the sweep and for its trials that were interrupted. Raises: DlrunError."""
-    config = plans.config_of(plan.fixed, plan, options, "")
+    config = plans.config_of_all(plan, options)
     own = [text for text in given if plans.key(text) not in _SEARCH]
     with runs.hold(sweep.folder):
         making.note_resume(sweep, {plans.key(text): text.partition("=")[2] for text in given})
+        if sweep.status == "FINISHED":  # not any more, also if it is killed before it has begun again
+            sweep = sweep.update(status="KILLED", reason="to be gone on with: " + " ".join(given))
         plan.write(sweep.folder)
         check.write(sweep.folder, config)
         for child in runs.listing(options.runs):
             if sweep.id in child.record.parents and child.record.verb == "train" and not child.result:
                 values = compose_on(check.read_plain(child.folder), own, config_dir=options.config_dir).values
                 check.write(child.folder, convert.to_config(values, options.registry))
+    return sweep

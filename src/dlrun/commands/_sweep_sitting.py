@@ -49,6 +49,7 @@ class Sitting:
     def __init__(self, sweep_id: str, home: runs.Run, plan: Plan, options: Options, workers: int, view: View) -> None:
         self.sweep_id, self.home, self.plan, self.options, self.view = sweep_id, home, plan, options, view
         self.joined = home.id != sweep_id
+        self._noted: set[str] = set()
         gpus, hardware = len(making.hardware()["gpus"]), check.read_plain(home.folder)["hardware"]
         self.workers = Workers(workers, options.registry, home.folder, gpus, hardware)
         try:
@@ -216,13 +217,28 @@ class Sitting:
         elif event["event"] in ("step", "evaluated"):
             worker.latest |= event
             if event["event"] == "evaluated":
-                worker.send(prune=self.study.prune(worker.job.trial, event["step"], event["values"]))
+                worker.send(prune=self._prune(worker.job.trial, event["step"], event["values"]))
         elif event["event"] == "note" and worker.job is not None:
-            self.view.note(f"trial {worker.job.trial.number}: {event['text']}")
+            self._note(worker.job.trial.number, event["text"])
         elif event["event"] == "ended":
             self._ended(worker, event["ended"])
         elif event["event"] == "failed":
             self._failed(worker, event["message"].splitlines()[-1])
+
+    def _note(self, number: int, text: str) -> None:
+        """Say what a trial says, but once what all of them say: how the data was split."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.view.note(f"trial {number}: {text}")
+
+    def _prune(self, trial: optuna.Trial, step: int, values: dict[str, float]) -> bool:
+        """Whether a trial is to end. Raises: DlrunError where none can report what is searched for."""
+        try:
+            return self.study.prune(trial, step, values)
+        except DlrunError:
+            if self.plan.varies_metrics:
+                return True  # it fails, with this as its reason; others may do better
+            raise
 
     def _died(self, worker: Worker) -> None:
         """Go on with its trial in a new process; a trial that kills its workers fails."""
@@ -266,6 +282,7 @@ class Sitting:
         making.finish(runs.load(job.child.folder), "FAILED", reason)
         self.study.told(job.trial, None, reason, pruned=False)
         self.view.note(f"trial {job.trial.number}  {job.text}  failed: {reason}")
+        results.keep_the_best(self.sweep_id, self.study, self.options.runs)
         self._stop_if_hopeless()
 
     def _stop_if_hopeless(self) -> None:

@@ -139,31 +139,37 @@ class Study:
         """
         for objective in self.chased:
             if objective.name not in COUNTS and f"valid/{objective.name}" not in values:
-                there = ", ".join(name.removeprefix("valid/") for name in values) or "nothing: there is no valid split"
-                asked = f"task.goal={objective.name}, " if objective.name in self.goals else ""
-                raise DlrunError(
-                    f"search.objectives: the task does not report '{objective.name}'; it reports {there}",
-                    f"{asked}or one of {', '.join(COUNTS)}",
-                )
-        if len(self.chased) > 1 or self.chased[0].name in COUNTS:
-            return False  # no pruner compares several objectives, or a count that is known from the start
+                raise self._unknown(objective, values)
+        if not is_pruned(self.chased):
+            return False
         steps = trial.user_attrs.get("steps", [])
         with _quiet():
             if step not in steps:  # else a resume repeats what was reported before the kill
-                trial.report(values[f"valid/{self.chased[0].name}"], len(steps))
+                # Counted from 1: what is spent after the first evaluation is one unit, as the papers' rungs count it.
+                trial.report(values[f"valid/{self.chased[0].name}"], len(steps) + 1)
                 trial.set_user_attr("steps", [*steps, step])
             return bool(trial.should_prune())  # numpy says so in its own type
+
+    def _unknown(self, objective: Objective, values: Mapping[str, float]) -> DlrunError:
+        said = f"search.objectives: the task does not report '{objective.name}'; it reports"
+        if not values:
+            return DlrunError(f"{said} nothing: there is no valid split", "give the data one: data.valid_fraction=0.1")
+        others = [name.removeprefix("valid/") for name in values]
+        ways = [f"task.goal={objective.name}"] if objective.name in self.goals else []
+        return DlrunError(f"{said} {', '.join(others)}", ", or ".join([*ways, f"one of {', '.join(COUNTS)}"]))
 
     def told(self, trial: optuna.Trial, result: Mapping[str, Any] | None, reason: str, pruned: bool) -> None:
         """What became of a trial. result: None for one that failed."""
         values = [objective.value(result) for objective in self.chased] if result else []
-        lacking = [o.name for o, value in zip(self.chased, values, strict=False) if value is None or value != value]
+        lacking = [o.name for o, value in zip(self.chased, values, strict=False) if value is None]
+        odd = [o.name for o, value in zip(self.chased, values, strict=False) if value is not None and value != value]
+        reason = f"{', '.join(odd)} is not a number" if odd else reason
         trial.set_user_attr("reason", f"reports no {', '.join(lacking)}" if lacking else reason)
         if result:  # where the run itself lies on another machine, this is what there is of it
             kept = {name: result[name] for name in ("metrics", "rate", "step") if name in result}
             trial.set_user_attr("result", kept)
         with _quiet():
-            if not values or lacking:
+            if not values or lacking or odd:
                 self.study.tell(trial, state=TrialState.FAIL)
             elif pruned and len(values) == 1:
                 trial.set_user_attr("value", values[0])
@@ -251,6 +257,11 @@ def sampler_of(
     goals = [objective.goal for objective in chased]
     with _quiet():
         return registry.load("search", search.name).build(list(space), goals, seed, **search.options)
+
+
+def is_pruned(chased: Sequence[Objective]) -> bool:
+    """No pruner compares several objectives, or a count that is known from the start."""
+    return len(chased) == 1 and chased[0].name not in COUNTS
 
 
 def pruner_of(search: SearchConfig, chased: Sequence[Objective]) -> optuna.pruners.BasePruner:

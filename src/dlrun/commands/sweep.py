@@ -51,7 +51,8 @@ def resume(reference: str, given: Sequence[str], options: Options, *, workers: i
         show(parent, options)
         return int(Exit.OK)
     if given:
-        _sweep_resume.write(parent, plan, given, options)
+        parent = _sweep_resume.write(parent, plan, given, options)
+    making.send_what_is_left(options.runs)
     return _run(parent, plan, options, workers, View(plan))
 
 
@@ -71,7 +72,7 @@ def join(reference: str, given: Sequence[str], options: Options, *, workers: int
     plan.write(home.folder)
     view.note(f"joined sweep {sweep_id[:8]}: {workers} trials at a time here")
 
-    def work() -> None:
+    def work(home: runs.Run) -> None:
         Sitting(sweep_id, home, plan, options, workers, view).run()
 
     code = _held(home, work, view, f"join it again: dlrun sweep --join {sweep_id[:8]} search.storage=…")
@@ -86,7 +87,7 @@ def join(reference: str, given: Sequence[str], options: Options, *, workers: int
 def _run(parent: runs.Run, plan: Plan, options: Options, workers: int, view: View) -> int:
     view.note(f"sweep {parent.short_id}: {plans.counted(plan, options)}, {workers} at a time")
 
-    def work() -> None:
+    def work(parent: runs.Run) -> None:
         Sitting(parent.id, parent, plan, options, workers, view).run()
 
     code = _held(parent, work, view, f"go on with: {runs.resume_command(parent)}{making.runs_flag(options.runs)}")
@@ -95,18 +96,21 @@ def _run(parent: runs.Run, plan: Plan, options: Options, workers: int, view: Vie
     return code
 
 
-def _held(run: runs.Run, work: Callable[[], None], view: View, again: str) -> int:
-    """Do a sitting's work under its run's lock, whose status says how it ended. Returns the exit code."""
+def _held(run: runs.Run, work: Callable[[runs.Run], None], view: View, again: str) -> int:
+    """Do a sitting's work under its run's lock, whose status says how it ended. Returns the exit code.
+
+    work: gets the run as it is from now on: what it writes into the record must not bring an earlier status back.
+    """
     from dlrun import tracking
 
     with runs.hold(run.folder):
-        run.update(status="RUNNING", reason="", ended=None)
-        if run.status != "RUNNING":  # gone on with: MLflow still says how it ended before
+        before, run = run.status, run.update(status="RUNNING", reason="", ended=None)
+        if before != "RUNNING":  # gone on with: MLflow still says how it ended before
             tracking.set_running(run.folder)
             tracking.catch_up(run.folder, timeout_seconds=10)
         try:
             with _stopping_signals():
-                work()
+                work(run)
         except _Stopped as stop:
             making.finish(runs.load(run.folder), "KILLED", stop.name)
             view.note(f"stopped by {stop.name}; {again}")
@@ -129,9 +133,11 @@ def top(parent: runs.Run, folder: Path, count: int) -> list[runs.Run]:
         raise DlrunError(f"sweep {parent.short_id}: {', '.join(away)} were trained on another machine", "run it there")
     found = [runs.load(folder / row["run"] / "artifacts") for row in best]
     if gone := [run.short_id for run in found if not run.checkpoints.is_dir()]:
+        first = next(rank for rank, run in enumerate(found) if not run.checkpoints.is_dir())
+        left = " ".join(run.short_id for run in found if run.checkpoints.is_dir())
         raise DlrunError(
             f"sweep {parent.short_id}: the weights of {', '.join(gone)} are gone (search.keep)",
-            f"use --top {len(found) - len(gone)}, or sweep again with search.keep={len(found)}",
+            f"use --top {first}, or sweep again with search.keep={len(found)}" if first else f"those left: {left}",
             Exit.DATA,
         )
     return found
@@ -161,7 +167,7 @@ def show(parent: runs.Run, options: Options) -> None:
         ]
         for row in done[:10]
     ]
-    console.print(table(["trial", "run", f"valid/{goal['name']}", *others, *names, ""], rows))
+    console.print(table(["trial", "run", results.heading(goal["name"]), *others, *names, ""], rows))
     states = [row["state"] for row in result["trials"]]
     counted = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "fail") if state in states)
     console.print(f"{len(states)} trials: {counted}")

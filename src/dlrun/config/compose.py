@@ -249,18 +249,21 @@ def _entries(space: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[str, st
 
 def _dimension(item: Override, config_dir: Path | None, when: tuple[str, str] | None = None) -> Dimension:
     key, value = item.key_or_group, item.value()
+    log = _is_log(item)
     if isinstance(value, IntervalSweep):
         low, high = float(value.start or 0.0), float(value.end or 0.0)
         whole = isinstance(value.start, int) and isinstance(value.end, int)
-        return Dimension(key, "int" if whole else "float", low=low, high=high, log="log" in value.tags, when=when)
+        return Dimension(key, "int" if whole else "float", low=low, high=high, log=log, when=when)
     if isinstance(value, RangeSweep):
         numbers = list(value.range())
         if not numbers:
             raise DlrunError(f"'{item.input_line}': the range is empty", "its stop is not part of it")
         if all(isinstance(number, int) for number in numbers) and numbers == sorted(numbers):
             step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-            if len(numbers) > 1:
-                return Dimension(key, "int", low=numbers[0], high=numbers[-1], step=int(step), when=when)
+            if len(numbers) > 1 and not (log and step > 1):
+                return Dimension(key, "int", low=numbers[0], high=numbers[-1], step=int(step), log=log, when=when)
+        if log:
+            raise DlrunError(f"'{item.input_line}': only steps of 1 are drawn on a log scale", "or use interval(…)")
         return Dimension(key, "choice", tuple(str(number) for number in numbers), when=when)
     if isinstance(value, Glob):
         found = value.filter(choices(key, config_dir))
@@ -276,6 +279,19 @@ def _dimension(item: Override, config_dir: Path | None, when: tuple[str, str] | 
                     raise DlrunError(f"{key}: no choice '{text}'", did_you_mean(text, known))
         return Dimension(key, "choice", texts, when=when)
     raise DlrunError(f"{key}: '{value}' is one value, not a space", "choice(…), range(…) or interval(…)")
+
+
+def _is_log(item: Override) -> bool:
+    """Whether an override's values are tagged "log". Raises: DlrunError for a tag that would say nothing."""
+    value: Any = item.value()
+    tags = set(getattr(value, "tags", ()))
+    if unknown := sorted(tags - {"log"}):
+        raise DlrunError(
+            f"'{item.input_line}': unknown tag '{unknown[0]}'", "the only one is log: tag(log, interval(…))"
+        )
+    if tags and not isinstance(value, (IntervalSweep, RangeSweep)):
+        raise DlrunError(f"'{item.input_line}': single values have no scale", "leave out tag(log, …)")
+    return bool(tags)
 
 
 def _parse(text: str, sweep: bool = False) -> Override:

@@ -261,6 +261,8 @@ def _to_type(hint: Any, value: Any, where: str, problems: Problems, registry: Re
     ]
     words = [f"one of {', '.join(choices)}"] if choices else [_WORDS[typing.get_origin(o) or o] for o in options]
     hint = _meant(value, choices) or (_quoting(where, value) if str in options else "")
+    if isinstance(value, str) and list in map(typing.get_origin, options):
+        hint = f"one in a list: {where}=[{value}]"
     problems.add(f"{where}: {_shown(value)} was given, {' or '.join(words)} is expected", hint)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from dlrun.errors import DlrunError
 
 # What a trial is, not what it may try: two trials that differ here could not be compared.
-_FIXED = ("search", "tracking", "name", "hydra", "experiment")
+_FIXED = ("search", "tracking", "name", "hydra", "experiment", "hardware.launcher", "hardware.slurm")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def check(dimensions: Sequence[Dimension]) -> None:
         )
     seen: set[tuple[str, tuple[str, str] | None]] = set()
     for dimension in dimensions:
-        if dimension.key.split(".")[0] in _FIXED:
+        if any(f"{dimension.key}.".startswith(f"{fixed}.") for fixed in _FIXED):
             raise DlrunError(f"{dimension.key}: cannot be searched: it is the same for all trials")
         if (dimension.key, dimension.when) in seen:
             raise DlrunError(f"{dimension.key}: has two spaces", "give it one")
@@ -98,6 +99,8 @@ def _check_values(dimension: Dimension) -> None:
     if dimension.kind == "choice":
         if len(set(dimension.choices)) < len(dimension.choices) or not dimension.choices:
             raise DlrunError(f"{dimension.key}: the same value twice: {', '.join(dimension.choices)}")
+    elif not (math.isfinite(dimension.low) and math.isfinite(dimension.high)):
+        raise DlrunError(f"{dimension.key}: {shown} has no end", "give it finite ones")
     elif not dimension.low < dimension.high:
         raise DlrunError(f"{dimension.key}: {shown} does not begin below its end")
     elif dimension.log and dimension.low <= 0:

@@ -11,10 +11,13 @@ _RAPL = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Joules since it was made: NVIDIA's total-energy counter and Intel/AMD RAPL where readable."""
+    """Joules since it was made: NVIDIA's total-energy counter and Intel/AMD RAPL where readable.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    before: joules that earlier sittings of the same run spent.
+    """
+
+    def __init__(self, device: torch.device, before: float = 0.0) -> None:
+        self.device, self._before = device, before
         self._start = self._read()
 
     def _read(self) -> dict[str, float]:
@@ -36,4 +39,9 @@ class EnergyMeter:
         now = self._read()
         spent = [now[name] - start for name, start in self._start.items() if now.get(name, -1) >= start]
         method = "measured: " + ", ".join(self._start) if spent else "unavailable: no readable energy counter"
-        return {"joules": sum(spent) if spent else None, "method": method}
+        return {"joules": self._before + sum(spent) if spent else None, "method": method}
+
+    @property
+    def joules(self) -> float:
+        """With those of earlier sittings; 0 where nothing can be read."""
+        return float(self.reading()["joules"] or 0.0)

@@ -21,10 +21,11 @@ from dlrun.training.precision import Precision
 
 @dataclass
 class Progress:
-    """Where a run stands. seconds: of training, evaluation and saving, over all its resumes."""
+    """Where a run stands. seconds, joules: of training, evaluation and saving, over all its resumes."""
 
     step: int = 0
     seconds: float = 0.0
+    joules: float = 0.0  # when this was saved; 0 where no counter can be read
     best_step: int | None = None
     best_value: float | None = None
     evaluations_without_gain: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import shutil
 from collections.abc import Generator, Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import runs, serving
+from dlrun.compression import _quantized
 from dlrun.config import convert
 from dlrun.contracts import Publishable
 from dlrun.errors import DlrunError
@@ -77,7 +79,8 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 def write_transformers(source: Source, folder: Path) -> dict[str, Any]:
     """What `from_pretrained` loads: config.json, model.safetensors, the tokenizer; and a head of ours, if there is one.
 
-    Returns {"auto_class": the class of the library that loads it}. Raises: DlrunError for another architecture.
+    Weights in codebooks or few bits go out as floats. Returns {"auto_class": the class of the library that loads it}.
+    Raises: DlrunError for another architecture, and for one that was compressed into another shape.
     """
     model = source.model
     if not isinstance(model, Publishable):
@@ -85,7 +88,9 @@ def write_transformers(source: Source, folder: Path) -> dict[str, Any]:
             f"export: {type(model).__name__} is no architecture of the transformers library",
             "--format safetensors, onnx or torch",
         )
-    network, head = model.published()
+    written: Any = _quantized.written_out(model)
+    network, head = written.published()
+    _require_the_librarys(network)
     whole = _with_classes(source, network, head)
     published: Any = whole if whole is not None else network
     if source.spec.labels and whole is not None:
@@ -98,6 +103,24 @@ def write_transformers(source: Source, folder: Path) -> dict[str, Any]:
     _write_tokenizer(source, folder)
     runs.write_json(folder / "spec.json", source.spec.to_json())
     return {"auto_class": _auto_class(published), "head": HEAD if head and whole is None else None}
+
+
+def _require_the_librarys(network: Any) -> None:
+    """Raises: DlrunError unless the library makes of the config a model whose tensors have these names and shapes."""
+    kind, own = type(network), {}
+    if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
+        own["add_pooling_layer"] = getattr(network, "pooler", None) is not None
+    with torch.device("meta"):
+        wanted = kind(copy.deepcopy(network.config), **own)
+    if _shapes(network) != _shapes(wanted):
+        raise DlrunError(
+            f"export: this {kind.__name__} was compressed into a shape that transformers has no class for",
+            "--format onnx or safetensors",
+        )
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 @contextlib.contextmanager
@@ -184,7 +207,7 @@ def read_transformers(source: Source, folder: Path, facts: Mapping[str, Any]) ->
         read: Any = getattr(transformers, facts["auto_class"]).from_pretrained(folder, dtype=torch.float32).eval()
     if facts["auto_class"] == "AutoModelForSequenceClassification":
         return _Classes(read)
-    model: Any = _emptied(source.model)
+    model: Any = _emptied(_quantized.written_out(source.model))
     network, _ = model.published()
     network.load_state_dict(read.state_dict(), strict=False)
     if facts["head"]:

@@ -116,6 +116,21 @@ def test_every_way_to_train_goes_on(train, ended, broken_off, words):
     assert_same(found, expected, tolerance=1e-5 if "compression=distill" in words else 0.0)
 
 
+def test_a_teacher_is_the_run_it_was_in_the_beginning_and_a_parent(runs, train, dlrun, broken_off):
+    run, teacher = train("model=logistic", "data.split_seed=0"), train("model=mlp", "data.split_seed=0", "seed=1")
+    words = ("compression=[finetune,distill]", "compression.distill.duration=1 epoch",
+             "compression.distill.teacher=latest")  # fmt: skip
+    begun = broken_off(0, 5, run.id, *words)
+    asked = json.loads((begun / "compression.json").read_text())
+    assert asked["compression"]["distill"]["teacher"] == teacher.id
+    assert dlrun("compress", "--resume", "latest", "--runs", str(runs))[0] == 0
+    found = load(begun)
+    assert list(found.record.parents) == [run.id, teacher.id]
+    assert found.result is not None and found.result["steps"][1]["report"]["teacher"] == teacher.short_id
+    _, out, _ = dlrun("lineage", begun.parent.name, "--runs", str(runs))
+    assert teacher.short_id in out and run.short_id in out
+
+
 def test_a_search_looks_again_only_where_it_had_not(train, ended, broken_off):
     run = train("model=mlp")
     words = ("compression=prune_magnitude", "compression.prune_magnitude.finetune=2 epochs", "--max-drop", "0.02")

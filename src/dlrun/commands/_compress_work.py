@@ -75,8 +75,11 @@ class Work:
     def begin(self) -> runs.Run:
         """The run's folder, made once a method has begun: one that cannot apply leaves nothing behind."""
         if self.run is None:
+            named = [step.get("teacher") for step in self.asked["compression"].values()]
+            teachers = [teacher for teacher in named if isinstance(teacher, str)]
             self.run = making.new_run(
-                self.config, self.options.registry, self.options.runs, verb="compress", parents=[self.source.id],
+                self.config, self.options.registry, self.options.runs, verb="compress",
+                parents=list(dict.fromkeys([self.source.id, *teachers])),
                 require_tracking=self.options.require_tracking, reporter=self.reporter, beside=self.methods,
             )  # fmt: skip
             runs.write_json(self.run.folder / ASKED, self.asked)

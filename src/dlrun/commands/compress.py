@@ -1,9 +1,9 @@
 """`dlrun compress`: a smaller run from a run, by one method or a stack of them, with the proof of what it cost.
 
-The run (verb `compress`, parents=[RUN]) stands on RUN's config; with a student its `model` is the student's. Its folder
-has plan.json ({"steps": [{"name", "method", "options", "plan", "report"}]}), which rebuilds the module tree, own
-weights, and result.json with before, after and ratios. compression.json is what was asked for: a compression that was
-killed is done again by it, without the fine-tunings that it had done.
+The run (verb `compress`, parents=[RUN, its teachers]) stands on RUN's config; with a student its `model` is the
+student's. Its folder has plan.json ({"steps": [{"name", "method", "options", "plan", "report"}]}), which rebuilds the
+module tree, own weights, and result.json with before, after and ratios. compression.json is what was asked for: a
+compression that was killed is done again by it, without the fine-tunings that it had done.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def compress(
     own, others = _parted(overrides)
     verb = compose(own, config_dir=options.config_dir, verb="compression").verb
     steps: dict[str, CompressionConfig] = convert.to_stack("compression", verb, options.registry)
+    for name, teacher in _teachers(steps, options).items():  # by its id: `latest` will be another run
+        verb[name]["teacher"] = steps[name].options["teacher"] = teacher
     source = reading.model_run(runs.find(options.runs, reference))
     asked = {"compression": verb, "max_drop": max_drop, "device": device}
     return _made(source, _config(source, others, options), steps, asked, options)
@@ -100,6 +102,16 @@ def _searched(work: Work, steps: dict[str, CompressionConfig], max_drop: str) ->
     from dlrun.commands import _compress_search
 
     return _compress_search.strongest(work, steps, max_drop)
+
+
+def _teachers(steps: dict[str, CompressionConfig], options: Options) -> dict[str, str]:
+    """Ids of the runs that teach, by the step. Raises: DlrunError for one that is not there."""
+    named = {name: step.options.get("teacher") for name, step in steps.items()}
+    return {
+        name: reading.model_run(runs.find(options.runs, reference)).id
+        for name, reference in named.items()
+        if isinstance(reference, str)
+    }
 
 
 def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,7 +37,46 @@ def test_two_models_are_timed_in_turns_and_both_as_often(monkeypatch):
     for measured in (before, after):
         assert measured.latency_p95 >= measured.latency > 0
         assert measured.rate > 0 and measured.joules >= 0
-        assert measured.memory_bytes >= 4 * (4 * 3 + 3)
+        assert measured.memory_bytes is None or measured.memory_bytes >= 4 * (4 * 3 + 3)
+
+
+def test_weights_that_are_written_out_and_what_a_runtime_makes_ready_count_as_memory(monkeypatch):
+    from tests.unit.fake_compression import IMAGES, Tools, images_net
+
+    from dlrun.compression import quantize_weights
+
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+    monkeypatch.setattr(proof, "_added", lambda run, device: run() or 0)
+    model, _ = quantize_weights.build(IMAGES, format="int8", smallest=1).compress(images_net(), Tools(IMAGES))
+    floats = sum(4 * weight.numel() for weight in images_net().parameters())
+    sides = [predictor("", []), predictor("", [])]
+    for side, net in zip(sides, (images_net(), model), strict=True):
+        side.model, side.spec.inputs = net, IMAGES.inputs
+    before, after = proof.measure(sides, [{"image": torch.randn(4, 1, 8, 8)}])
+    assert before.memory_bytes is not None and after.memory_bytes is not None
+    assert before.memory_bytes >= floats and after.memory_bytes > 1.2 * before.memory_bytes
+
+
+def test_memory_is_weighed_at_the_first_call_and_is_unknown_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+    called: list[tuple[str, int]] = []
+    calls_before: list[int] = []
+    monkeypatch.setattr(proof, "_added", lambda run, device: calls_before.append(len(called)) or run())
+    measured = proof.measure([predictor("before", called), predictor("after", called)], [{"x": torch.randn(8, 4)}])
+    assert calls_before == [0, 1] and [each.memory_bytes for each in measured] == [None, None]
+    side = {"parameters": 10, "nonzero": 10, "macs": 5}
+    (said,) = proof.remarks(side, side | {"peak_memory_bytes": None})
+    assert said == "peak memory is unknown: this system does not tell it"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts the peak of a process")
+def test_memory_that_is_used_again_is_seen_to_be_needed():
+    def run() -> None:
+        torch.ones(4 << 20).sum()
+
+    added = [proof._added(run, CPU) for _ in range(3)]
+    if added[0] is not None:
+        assert all(each is not None and 15 << 20 < each < 24 << 20 for each in added)
 
 
 def test_that_boxes_have_no_interval_is_said():

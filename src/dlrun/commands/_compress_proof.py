@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,12 +85,12 @@ def _macs(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> int | None
 @dataclass(frozen=True)
 class Measured:
     """latency: seconds of one example, median and 95th percentile.   rate: examples a second, in full batches.
-    memory_bytes: weights, and what a full batch needs beside them.   joules: of one example."""
+    memory_bytes: see `_Clock.weigh_memory`; None where the system does not tell.   joules: of one example."""
 
     latency: float
     latency_p95: float
     rate: float
-    memory_bytes: int
+    memory_bytes: int | None
     joules: float
     energy_method: str
 
@@ -101,12 +103,12 @@ def measure(predictors: Sequence[TrainedModel], batches: list[Batch]) -> list[Me
     clocks = [_Clock(predictor, batches) for predictor in predictors]
     with torch.no_grad():
         for clock in clocks:
+            clock.weigh_memory()
+        for clock in clocks:
             clock.warm_up()
         for _ in range(_TURNS):
             for clock in clocks:
                 clock.time_single()
-        for clock in clocks:
-            clock.weigh_memory()
         for _ in range(_TURNS):
             for clock in clocks:
                 clock.time_full()
@@ -117,15 +119,16 @@ class _Clock:
     """One predictor's turns, and what they gave."""
 
     def __init__(self, predictor: TrainedModel, batches: list[Batch]) -> None:
-        models, names = [member.model for member in getattr(predictor, "members", [predictor])], predictor.spec.inputs
-        self.device, self.run = predictor.device, forward(models, predictor._precision, predictor.device)
+        self.models = [member.model for member in getattr(predictor, "members", [predictor])]
+        names = predictor.spec.inputs
+        self.device, self.run = predictor.device, forward(self.models, predictor._precision, predictor.device)
         self.full = [[batch[name] for name in names] for batch in batches]
         self.examples = len(self.full[0][0])
         self.single = [[part[index : index + 1] for part in self.full[0]] for index in range(min(16, self.examples))]
-        self.weights = sum(t.numel() * t.element_size() for model in models for t in model.state_dict().values())
         self.times: list[float] = []
         self.rates: list[float] = []
-        self.memory, self.joules, self.seconds, self.method = 0, 0.0, 0.0, ""
+        self.memory: int | None = None
+        self.joules, self.seconds, self.method = 0.0, 0.0, ""
 
     def warm_up(self) -> None:
         """What is compiled, chosen or allocated at first calls is not measured."""
@@ -136,7 +139,11 @@ class _Clock:
         self.times += timed(self.run, self.single, _TURNS)
 
     def weigh_memory(self) -> None:
-        self.memory = _peak(lambda: self.run(self.full[0]), self.device)
+        """The tensors that the models hold, and what their first full batch adds at its height: activations, weights
+        that are written out, what a runtime makes ready. Later batches find all of that there."""
+        before = _held(self.models)
+        added = _added(lambda: self.run(self.full[0]), self.device)
+        self.memory = None if added is None else max(before + added, _held(self.models))
 
     def time_full(self) -> None:
         meter, busy, started = EnergyMeter(self.device), time.process_time(), time.perf_counter()
@@ -151,30 +158,61 @@ class _Clock:
         times = sorted(self.times)
         return Measured(
             times[len(times) // 2], times[int(0.95 * (len(times) - 1))],
-            self.examples / sorted(self.rates)[len(self.rates) // 2], self.weights + self.memory,
+            self.examples / sorted(self.rates)[len(self.rates) // 2], self.memory,
             self.joules * share, self.method,
         )  # fmt: skip
 
 
-def _peak(run: Callable[[], None], device: torch.device) -> int:
-    """Bytes that a call needs for a while: of the device's allocator, or of the process as Linux counts its peak."""
+def _held(models: Sequence[nn.Module]) -> int:
+    """Bytes of all tensors of the models' modules, with the copies in float32 of what is kept in fewer bits."""
+    parts = [part for model in models for part in model.modules()]
+    tensors = [tensor for part in parts for tensor in (*part.parameters(False), *part.buffers(False))]
+    tensors += [written[1] for part in parts if (written := getattr(part, "_written", None)) is not None]
+    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def _added(run: Callable[[], None], device: torch.device) -> int | None:
+    """Bytes that a call needs beyond those in use, at its height: of the device's allocator, or of the process, as
+    Linux counts its peak; None where it does not."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak
-    before = _status("VmRSS")
-    run()
-    return max(0, _status("VmHWM") - before)
+    try:
+        with _seen_to_grow():
+            Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak
+            before = _status("VmRSS")
+            run()
+            return max(0, _status("VmHWM") - before)
+    except (OSError, StopIteration):
+        return None
+
+
+@contextlib.contextmanager
+def _seen_to_grow() -> Iterator[None]:
+    """What was let go of goes back to the system, and each large block comes from it: memory that is used again would
+    not be seen to grow. Of the GNU library; of another the peak is what the process happens to take anew."""
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        yield
+        return
+    trim, by_itself = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h, in bytes
+    library.malloc_trim(0)
+    for setting in (trim, by_itself):
+        library.mallopt(setting, 1 << 16)
+    try:
+        yield
+    finally:
+        library.mallopt(trim, 64 << 20)  # what they grow to by themselves, where large blocks are freed
+        library.mallopt(by_itself, 32 << 20)
 
 
 def _status(name: str) -> int:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
-    return 0
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def _joules(meter: EnergyMeter, core_seconds: float) -> tuple[float, str]:
@@ -268,6 +306,8 @@ def remarks(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         )
     if after.get("goal_interval", ()) is None:
         found.append("the goal has no bootstrap interval: boxes are not resampled")
+    if after.get("peak_memory_bytes", 0) is None:
+        found.append("peak memory is unknown: this system does not tell it")
     if str(after.get("energy_method", "")).startswith("estimated"):
         found.append(f"energy is {after['energy_method']}")
     return found

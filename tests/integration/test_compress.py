@@ -116,8 +116,26 @@ def test_a_list_of_no_steps_and_a_wrong_setting_of_a_later_one_end_before_the_fi
     code, _, err = dlrun("compress", run.id, *words)
     assert code == 2 and "compression.cluster.clusters: expected an integer from 2 to 256, got 1" in err
     assert "prune_magnitude" not in err
+    later = (("finetune=10 minutes", "write epochs or steps"), ("lr_scale=0", "expected a number above 0, got 0"))
+    for setting, says in later:
+        words = (
+            "compression=[finetune,prune_magnitude]",
+            f"compression.prune_magnitude.{setting}",
+            "--runs",
+            str(runs),
+        )
+        code, _, err = dlrun("compress", run.id, *words)
+        assert code == 2 and says in err and "finetune …" not in err
     code, _, err = dlrun("compress", run.id, "compression=cluster", "compression.clusters=4", "--runs", str(runs))
     assert code == 2 and "unknown setting 'compression.clusters'" in err and "compression.cluster.clusters" in err
+    assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_missing_extra_of_a_later_step_is_named_before_the_first(runs, train, dlrun, monkeypatch):
+    run = train("model=mlp")
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    code, _, err = dlrun("compress", run.id, "compression=[finetune,prune_channels]", "--runs", str(runs))
+    assert code == 2 and 'pip install "dlrun[compress]"' in err and "finetune …" not in err
     assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
 
 

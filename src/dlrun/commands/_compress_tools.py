@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from dlrun import assembly, build, predictor, runs
-from dlrun.compression import _masks
+from dlrun.compression import _layers, _masks
 from dlrun.config import convert
-from dlrun.config.durations import Duration
 from dlrun.config.schema import RunConfig
 from dlrun.contracts import Batch, Predictor, Pretrained, Task, Transferred
 from dlrun.errors import DlrunError
@@ -116,9 +115,9 @@ class CompressionTools:
                 "these weights are kept in integers, in 16 bits or in a graph: they cannot be trained",
                 "let the step that trains come before the one that quantizes: compression=[…]",
             )
-        length = Duration.parse(duration)
-        if length.unit in ("seconds", "percent") or not length.value:
-            raise DlrunError(f"fine-tuning for '{duration}': write epochs or steps", '"2 epochs"')
+        length = _layers.length(duration)
+        if not length.value:
+            raise DlrunError(f"fine-tuning for '{duration}' is none", '"2 epochs"')
         config, world = self._config, self._world
         train = replace(config.train, duration=length, ema=None, pictures=0)
         limits = (config.data.batch_size, config.train.accumulate)

@@ -109,13 +109,15 @@ class Work:
                 raise
 
     def require(self, steps: dict[str, CompressionConfig]) -> None:
-        """Raises: DlrunError for what is wrong with any step's settings, before the first one works."""
+        """Raises: DlrunError for what is wrong with any step's settings, or missing, before the first one works."""
         from dlrun import build
 
         if not steps:
             raise DlrunError("compression: the list is empty", "compression=NAME; see: dlrun list compression")
         for step in steps.values():
-            build.compressor(step, self.options.registry, self.predictor.spec)
+            method: Any = build.compressor(step, self.options.registry, self.predictor.spec)
+            if hasattr(method, "require_extras"):
+                method.require_extras()
         self.methods += [("compression", step.name) for step in steps.values()]
         if self.is_several() and not next(iter(steps.values())).options.get("student"):
             raise DlrunError(

@@ -107,9 +107,24 @@ def change(before: tuple[int, int], model: nn.Module) -> dict[str, list[int]]:
     return {"parameters": [before[0], after[0]], "nonzero": [before[1], after[1]]}
 
 
+def length(duration: str) -> Duration:
+    """How long to fine-tune. Raises: DlrunError for what is no number of epochs or steps."""
+    found = Duration.parse(duration)
+    if found.unit in ("seconds", "percent"):
+        raise DlrunError(f"fine-tuning for '{duration}': write epochs or steps", '"2 epochs"')
+    return found
+
+
 def trains(duration: str | None) -> bool:
-    """Whether a duration is any training. Raises: DlrunError for what is no duration."""
-    return duration is not None and Duration.parse(duration).value > 0
+    """Whether a duration is any training. Raises: DlrunError as `length`."""
+    return duration is not None and length(duration).value > 0
+
+
+def require_training(method: str, setting: str, duration: str | None, lr_scale: float, optional: bool = True) -> None:
+    """Check the settings of a method's training before anything is done. optional: whether it may be left out."""
+    is_any = trains(duration)
+    require(optional or is_any, f"{method}.{setting}", duration, 'some training, e.g. "2 epochs"')
+    require(lr_scale > 0, f"{method}.lr_scale", lr_scale, "a number above 0")
 
 
 def one_batch(tools: CompressionTools, examples: int = 2) -> Batch:

@@ -66,6 +66,12 @@ def required(name: str) -> Any:
         raise DlrunError(f"this compression needs {name.split('.')[0]}", 'pip install "dlrun[compress]"') from error
 
 
+def require_extras() -> None:
+    """Raises: DlrunError where a package is missing that makes such graphs."""
+    for name in ("onnx", "onnxscript", "onnxruntime.quantization"):
+        required(name)
+
+
 def exported(model: nn.Module, tools: CompressionTools, method: str, path: Path) -> list[str]:
     """Write the model as ONNX, for any number of examples. Returns the names of its inputs, in order.
 

@@ -50,6 +50,11 @@ class Pt2eGraph(nn.Module):
         return {**super().__getstate__(), "_fast": None}
 
 
+def require_extras() -> None:
+    """Raises: DlrunError where torchao is missing."""
+    required(_QUANTIZER)
+
+
 def quantized(
     model: nn.Module, tools: CompressionTools, examples: int, compiled: bool
 ) -> tuple[Pt2eGraph, dict[str, Any]]:

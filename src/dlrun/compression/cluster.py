@@ -41,7 +41,7 @@ def build(
     _layers.require(2 <= clusters <= 256, "cluster.clusters", clusters, "an integer from 2 to 256")
     _layers.require(iterations >= 1, "cluster.iterations", iterations, "an integer of at least 1")
     _layers.require(smallest >= 1, "cluster.smallest", smallest, "an integer of at least 1")
-    _layers.trains(finetune)
+    _layers.require_training("cluster", "finetune", finetune, lr_scale)
     return Cluster(clusters, iterations, smallest, finetune, lr_scale, ignore)
 
 

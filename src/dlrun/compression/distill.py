@@ -45,8 +45,7 @@ def build(
     _layers.require(temperature >= 1, "distill.temperature", temperature, "a number of at least 1")
     _layers.require(0 <= weight <= 1, "distill.weight", weight, "a number from 0 to 1")
     _layers.require(features >= 0, "distill.features", features, "a number of at least 0")
-    _layers.require(lr_scale > 0, "distill.lr_scale", lr_scale, "a number above 0")
-    _layers.trains(duration)
+    _layers.require_training("distill", "duration", duration, lr_scale, optional=False)
     return Distill(student, teacher, duration, temperature, weight, features, lr_scale)
 
 

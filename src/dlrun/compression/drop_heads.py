@@ -36,7 +36,7 @@ def build(
     ignore: layers of attention that keep theirs, by name or pattern, e.g. [blocks.0.attention]
     """
     _layers.require(0 <= share < 1, "drop_heads.share", share, "a number in [0, 1)")
-    _layers.trains(finetune)
+    _layers.require_training("drop_heads", "finetune", finetune, lr_scale)
     return DropHeads(share, finetune, lr_scale, ignore)
 
 

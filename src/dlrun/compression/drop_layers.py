@@ -38,7 +38,7 @@ def build(
     ignore: blocks that stay, by name or pattern, e.g. [blocks.0]
     """
     _layers.require(0 <= share < 1, "drop_layers.share", share, "a number in [0, 1)")
-    _layers.trains(finetune)
+    _layers.require_training("drop_layers", "finetune", finetune, lr_scale)
     return DropLayers(share, search, finetune, lr_scale, ignore)
 
 

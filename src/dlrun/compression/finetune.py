@@ -19,8 +19,7 @@ def build(spec: DataSpec, *, duration: str = "1 epoch", lr_scale: float = 0.1) -
     duration: how long, as train.duration
     lr_scale: factor on the run's learning rate
     """
-    _layers.require(lr_scale > 0, "finetune.lr_scale", lr_scale, "a number above 0")
-    _layers.trains(duration)
+    _layers.require_training("finetune", "duration", duration, lr_scale, optional=False)
     return Finetune(duration, lr_scale)
 
 

@@ -41,7 +41,7 @@ def build(
     """
     _layers.require(0 < energy <= 1, "low_rank.energy", energy, "a number in (0, 1]")
     _layers.require(rank is None or 0 < rank <= 1, "low_rank.rank", rank, "a number in (0, 1], or null")
-    _layers.trains(finetune)
+    _layers.require_training("low_rank", "finetune", finetune, lr_scale)
     return LowRank(energy, rank, finetune, lr_scale, ignore)
 
 

@@ -51,7 +51,7 @@ def build(
     _layers.require(0 < macs <= 1, "prune_channels.macs", macs, "a number in (0, 1]")
     _layers.require(ratio is None or 0 <= ratio < 1, "prune_channels.ratio", ratio, "a number in [0, 1), or null")
     _layers.require(round_to >= 1, "prune_channels.round_to", round_to, "an integer of at least 1")
-    _layers.trains(finetune)
+    _layers.require_training("prune_channels", "finetune", finetune, lr_scale)
     return PruneChannels(macs, ratio, importance, scope, round_to, finetune, lr_scale, ignore)
 
 
@@ -67,6 +67,10 @@ class PruneChannels:
     finetune: str | None
     lr_scale: float
     ignore: list | None
+
+    def require_extras(self) -> None:
+        """See contracts.Compressor."""
+        _torch_pruning()
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
         """The smaller model; the plan says which tensors and modules have other sizes."""

@@ -47,7 +47,7 @@ def build(
     _layers.require(0 <= sparsity < 1, "prune_magnitude.sparsity", sparsity, "a number in [0, 1)")
     _layers.require(0 < until <= 1, "prune_magnitude.until", until, "a number in (0, 1]")
     _layers.require(1 <= n <= m, "prune_magnitude.n", n, f"an integer from 1 to m={m}")
-    _layers.trains(finetune)
+    _layers.require_training("prune_magnitude", "finetune", finetune, lr_scale)
     final = 1 - n / m if scope == "n_m" else sparsity
     return PruneMagnitude(final, scope, n, m, schedule, until, finetune, lr_scale, ignore)
 

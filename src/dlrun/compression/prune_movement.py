@@ -45,7 +45,7 @@ def build(
     """
     _layers.require(0 <= sparsity < 1, "prune_movement.sparsity", sparsity, "a number in [0, 1)")
     _layers.require(0 < until <= 1, "prune_movement.until", until, "a number in (0, 1]")
-    _layers.require(_layers.trains(finetune), "prune_movement.finetune", finetune, 'some training, e.g. "2 epochs"')
+    _layers.require_training("prune_movement", "finetune", finetune, lr_scale, optional=False)
     return PruneMovement(sparsity, scope, until, finetune, lr_scale, ignore)
 
 

@@ -37,8 +37,7 @@ def build(
     ignore: layers to leave alone, by name or pattern, e.g. [head, "blocks.0.*"]
     """
     _layers.require(examples >= 1, "qat.examples", examples, "an integer of at least 1")
-    _layers.require(lr_scale > 0, "qat.lr_scale", lr_scale, "a number above 0")
-    _layers.trains(duration)
+    _layers.require_training("qat", "duration", duration, lr_scale, optional=False)
     return Qat(duration, lr_scale, examples, ignore)
 
 

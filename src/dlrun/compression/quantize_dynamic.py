@@ -47,6 +47,11 @@ class QuantizeDynamic:
     smallest: int
     ignore: list | None
 
+    def require_extras(self) -> None:
+        """See contracts.Compressor."""
+        if self.backend == "onnxruntime":
+            _onnx_graph.require_extras()
+
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
         """The model with int8 layers, and their names."""
         if self.backend == "onnxruntime":

@@ -48,6 +48,10 @@ class QuantizeStatic:
     examples: int
     calibration: str
 
+    def require_extras(self) -> None:
+        """See contracts.Compressor."""
+        (_pt2e_graph if self.backend == "pt2e" else _onnx_graph).require_extras()
+
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
         """The model as a graph, whose bytes the run's file holds: scales and zero points are in it."""
         loops = _layers.recurrent(model)

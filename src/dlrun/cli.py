@@ -256,7 +256,7 @@ def compress(
 
     options = _options(runs, components, config_dir, as_json, require_tracking)
     if resume is not None:
-        if run or max_drop or device:
+        if run or max_drop is not None or device:
             raise DlrunError("--resume goes on with what was asked for then", f"dlrun compress --resume {resume}")
         raise typer.Exit(verb.resume(resume, options))
     if run is None:

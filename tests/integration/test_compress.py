@@ -79,6 +79,21 @@ def test_the_strongest_setting_that_keeps_the_promise_is_found(runs, train, dlru
     assert said["after"]["nonzero"] < said["before"]["nonzero"]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(("prune_magnitude.sparsity=0.1",), "--max-drop looks for compression.prune_magnitude.sparsity by itself"),
+     (("prune_magnitude.scope=n_m", "prune_magnitude.n=1"), "looks for compression.prune_magnitude.n by itself"),
+     ((), "--max-drop: '' is no number")],
+)  # fmt: skip
+def test_what_a_search_could_not_keep_to_is_refused(runs, train, dlrun, words, says):
+    run = train("model=mlp")
+    given = [f"compression.{word}" for word in words]
+    code, _, err = dlrun("compress", run.id, "compression=prune_magnitude", *given, "--max-drop", "5%" if words else "",
+                         "--runs", str(runs))  # fmt: skip
+    assert code == 2 and says in err
+    assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
+
+
 @pytest.mark.slow
 def test_a_method_without_a_layer_to_work_on_ends_with_code_2(runs, train, dlrun):
     run = train("model=mlp")

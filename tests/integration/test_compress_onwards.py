@@ -150,5 +150,9 @@ def test_a_promise_that_nothing_keeps_ends_with_code_7_and_the_nearest_miss(trai
     assert code == 7, told
     assert re.search(r"the nearest loses 0\.\d+ \(sparsity=0\.\d+\)", told)
     assert told.count("loses too much") == 7
+    code, out, _ = dlrun("compress", source.id, "compression=distill", *student, "--json")
+    found = json.loads(out)
+    assert code == 7 and found["status"] == "FAILED" and found["search"]["chosen"] is None
+    assert found["search"]["nearest"] == found["search"]["tried"][0] and len(found["search"]["front"]) == 2
     statuses = [folders.load(path / "artifacts").status for path in runs.iterdir() if path.is_dir()]
-    assert sorted(statuses) == ["FAILED", "FAILED", "FINISHED"]
+    assert sorted(statuses) == ["FAILED", "FAILED", "FAILED", "FINISHED"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dlrun.commands._terminal import number, result_console, table
+from dlrun.commands._terminal import number, print_json, result_console, table
 from dlrun.config.schema import CompressionConfig
 from dlrun.contracts import Goal
 from dlrun.errors import DlrunError, Exit
@@ -57,13 +57,13 @@ class Tried:
 
 def strongest(work: Work, steps: dict[str, CompressionConfig], max_drop: str) -> nn.Module:
     """The model of the strongest setting that passes. Raises: DlrunError with code GATE naming the nearest miss."""
-    goal, model = work.tools.task.goal, work.predictor.model
+    goal, model, name = work.tools.task.goal, work.predictor.model, _searched(steps)
+    _require_free(work.asked["compression"].get(name, {}), steps[name], name)
     if "valid" not in work.predictor.dataset.splits:
         raise DlrunError("--max-drop is measured on validation, and the data has no valid split", "data.valid_fraction")
     scored = work.predictor.evaluate("valid") if work.is_several() else work.tools.score(model)
     before = scored[goal.metric]
     allowed = allowed_drop(max_drop, before)
-    name = _searched(steps)
     names = list(steps)
     earlier = names[: names.index(name)]
     tried = [] if work.is_several() else [_untouched(work, before)]
@@ -100,6 +100,19 @@ def _searched(steps: Mapping[str, CompressionConfig]) -> str:
         if step.name in _STRENGTHS or step.name in _BY_LAYERS:
             return name
     return list(steps)[-1]
+
+
+def _require_free(typed: Mapping[str, Any], step: CompressionConfig, name: str) -> None:
+    """Raises: DlrunError for a strength that is looked for and was typed, too."""
+    looked_for = _STRENGTHS[step.name](0.0) if step.name in _STRENGTHS else {}
+    if step.options.get("scope") == "n_m":
+        looked_for = {"n": None}
+    for setting in looked_for:
+        if typed.get(setting) is not None:
+            raise DlrunError(
+                f"--max-drop looks for compression.{name}.{setting} by itself, and it is set to {typed[setting]}",
+                "leave one of the two out",
+            )
 
 
 def drop_of(goal: Goal, before: float, value: float) -> float:
@@ -269,9 +282,16 @@ def _chosen(
                  f"{each.latency * 1e3:.3f}", "passes" if each.drop <= allowed else ""] for each in front]  # fmt: skip
         console.print(table(["setting", f"valid/{goal.metric}", "bytes", "latency, ms", ""], rows))
     passing = [each for each in tried if each.drop <= allowed and each.model is not None]
+    found = {
+        "max_drop": allowed, "before": before, "tried": [each.to_json(allowed) for each in tried],
+        "front": [each.to_json(allowed) for each in front],
+    }  # fmt: skip
     if not passing:
         near = min(tried, key=lambda each: each.drop)
         said = _said(near.settings)
+        if work.options.as_json:
+            nearest = {"chosen": None, "nearest": near.to_json(allowed)}
+            print_json({"run_id": work.run and work.run.id, "status": "FAILED", "search": found | nearest})
         raise DlrunError(
             f"--max-drop: no setting loses at most {allowed:.4g} of valid/{goal.metric}; the nearest loses "
             f"{near.drop:.4g}" + (f" ({said})" if said else ""),
@@ -280,10 +300,7 @@ def _chosen(
         )
     best = max(passing, key=lambda each: each.strength)
     work.done, work.weighed, work.config = best.done, best.weighed, best.config
-    work.extra["search"] = {
-        "max_drop": allowed, "before": before, "tried": [each.to_json(allowed) for each in tried],
-        "front": [each.to_json(allowed) for each in front], "chosen": best.settings,
-    }  # fmt: skip
+    work.extra["search"] = found | {"chosen": best.settings}
     assert best.model is not None
     return best.model
 

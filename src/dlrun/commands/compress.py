@@ -39,6 +39,8 @@ def compress(
     own, others = _parted(overrides)
     verb = compose(own, config_dir=options.config_dir, verb="compression").verb
     steps: dict[str, CompressionConfig] = convert.to_stack("compression", verb, options.registry)
+    if max_drop is not None:
+        _require_drop(max_drop)
     for name, teacher in _teachers(steps, options).items():  # by its id: `latest` will be another run
         verb[name]["teacher"] = steps[name].options["teacher"] = teacher
     source = reading.model_run(runs.find(options.runs, reference))
@@ -85,7 +87,7 @@ def _made(
             if run is not None:
                 work.go_on(run)
             work.require(steps)
-            model = _searched(work, steps, asked["max_drop"]) if asked["max_drop"] else work.apply(steps)
+            model = work.apply(steps) if asked["max_drop"] is None else _searched(work, steps, asked["max_drop"])
             run = work.finish(model)
     except (Interrupted, KeyboardInterrupt) as stopped:
         if work.run is None:
@@ -102,6 +104,12 @@ def _searched(work: Work, steps: dict[str, CompressionConfig], max_drop: str) ->
     from dlrun.commands import _compress_search
 
     return _compress_search.strongest(work, steps, max_drop)
+
+
+def _require_drop(max_drop: str) -> None:
+    from dlrun.commands import _compress_search
+
+    _compress_search.allowed_drop(max_drop, 0.0)  # says what is wrong with it before a run is read
 
 
 def _teachers(steps: dict[str, CompressionConfig], options: Options) -> dict[str, str]:

@@ -635,8 +635,8 @@ class Compressor(Protocol):
     """A method of `dlrun compress`: one step of a stack.
 
     A plan is JSON; where it has "report", that is shown and goes into the result. Raises DlrunError (exit 2) from
-    `compress`, before anything is trained, where the method cannot apply. A method that needs a package which may be
-    missing may have `require_extras()`, which raises DlrunError then; it is called before the first step of a stack.
+    `compress`, before anything is trained, where the method cannot apply. A method may have `require_ready()`, which
+    is called before the first step of a stack, and raises DlrunError where a package is missing or settings clash.
     """
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:

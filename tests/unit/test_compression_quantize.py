@@ -150,6 +150,12 @@ def test_a_model_that_is_no_graph_is_refused_by_what_needs_one():
         qat.build(IMAGES).compress(nn.ReLU(), Tools(IMAGES))
 
 
+@pytest.mark.parametrize("settings", [{"ignore": ["head"]}, {"embeddings": False}, {"smallest": 1}])
+def test_onnx_runtime_is_refused_settings_that_it_would_not_keep_to(settings):
+    with pytest.raises(DlrunError, match="takes none of embeddings, smallest and ignore"):
+        quantize_dynamic.build(TEXTS, backend="onnxruntime", **settings).require_ready()  # type: ignore[attr-defined]
+
+
 def test_a_copy_of_a_graph_runs():
     small = _onnx_graph.as_module(_onnx_graph.plain(images_net(), Tools(IMAGES)))
     inputs = torch.randn(2, 1, 8, 8)

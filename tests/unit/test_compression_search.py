@@ -91,6 +91,13 @@ def test_layers_that_the_user_leaves_alone_stay_so_beside_the_most_sensitive_one
     assert any("head" in each.settings["ignore"] for each in tried if each.drop <= 0.1)
 
 
+def test_a_runtime_that_takes_every_layer_is_tried_once():
+    work = Work(lambda model, options: model, value=lambda model: 0.0)
+    drops = [("a", 0.5), ("b", 0.1)]
+    found = searching(work, "quantize_dynamic", drops, backend="onnxruntime", ignore=None).run()
+    assert [each.settings for each in found] == [{}] and len(work.tried) == 1
+
+
 def test_n_of_m_is_searched_by_n_and_no_setting_is_tried_twice():
     work = Work(lambda model, options: model, value=lambda model: 0.0)
     tried = searching(work, "prune_magnitude", scope="n_m", n=2, m=4).run()

@@ -30,8 +30,12 @@ _STRENGTHS: dict[str, Callable[[float], dict[str, Any]]] = {
     "drop_heads": lambda u: {"share": 0.9 * u},
     "drop_layers": lambda u: {"share": 0.9 * u},
 }
-# Methods whose strength is how many layers they take, the least sensitive first.
-_BY_LAYERS = ("quantize_dynamic", "quantize_weights")
+
+
+def _is_by_layers(step: CompressionConfig) -> bool:
+    """Whether a method's strength is how many layers it takes, the least sensitive first."""
+    names = ("quantize_dynamic", "quantize_weights")
+    return step.name in names and step.options.get("backend") != "onnxruntime"  # which takes all layers, or none
 
 
 @dataclass(eq=False)
@@ -97,7 +101,7 @@ def allowed_drop(text: str, before: float) -> float:
 def _searched(steps: Mapping[str, CompressionConfig]) -> str:
     """The step whose strength is looked for: the first that has one, else the last."""
     for name, step in steps.items():
-        if step.name in _STRENGTHS or step.name in _BY_LAYERS:
+        if step.name in _STRENGTHS or _is_by_layers(step):
             return name
     return list(steps)[-1]
 
@@ -186,12 +190,12 @@ class _Search:
 
     def _has_no_strength(self) -> bool:
         step = self.steps[self.name]
-        return step.name not in _STRENGTHS and step.name not in _BY_LAYERS
+        return step.name not in _STRENGTHS and not _is_by_layers(step)
 
     def settings(self, strength: float) -> dict[str, Any]:
         """Of the method at a strength; layers that alone cost too much are left alone."""
         step = self.steps[self.name]
-        if step.name in _BY_LAYERS:
+        if _is_by_layers(step):
             spared = round((1 - strength) * len(self.drops))
             return {"ignore": [*self._ignored(), *(layer for layer, _ in self.drops[:spared])]}
         if step.options.get("scope") == "n_m":  # its sparsity is 1 - n/m

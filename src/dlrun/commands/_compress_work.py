@@ -116,8 +116,8 @@ class Work:
             raise DlrunError("compression: the list is empty", "compression=NAME; see: dlrun list compression")
         for step in steps.values():
             method: Any = build.compressor(step, self.options.registry, self.predictor.spec)
-            if hasattr(method, "require_extras"):
-                method.require_extras()
+            if hasattr(method, "require_ready"):
+                method.require_ready()
         self.methods += [("compression", step.name) for step in steps.values()]
         if self.is_several() and not next(iter(steps.values())).options.get("student"):
             raise DlrunError(

@@ -68,7 +68,7 @@ class PruneChannels:
     lr_scale: float
     ignore: list | None
 
-    def require_extras(self) -> None:
+    def require_ready(self) -> None:
         """See contracts.Compressor."""
         _torch_pruning()
 

@@ -47,10 +47,17 @@ class QuantizeDynamic:
     smallest: int
     ignore: list | None
 
-    def require_extras(self) -> None:
-        """See contracts.Compressor."""
-        if self.backend == "onnxruntime":
-            _onnx_graph.require_extras()
+    def require_ready(self) -> None:
+        """See contracts.Compressor. A run that was made with such settings is still read."""
+        if self.backend != "onnxruntime":
+            return
+        if self.ignore or not self.embeddings or self.smallest != 256:
+            raise DlrunError(
+                "compression.quantize_dynamic: backend=onnxruntime rounds every layer that it can, and takes none of "
+                "embeddings, smallest and ignore",
+                "leave them out, or compression.quantize_dynamic.backend=torch",
+            )
+        _onnx_graph.require_extras()
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
         """The model with int8 layers, and their names."""

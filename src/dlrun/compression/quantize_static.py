@@ -48,7 +48,7 @@ class QuantizeStatic:
     examples: int
     calibration: str
 
-    def require_extras(self) -> None:
+    def require_ready(self) -> None:
         """See contracts.Compressor."""
         (_pt2e_graph if self.backend == "pt2e" else _onnx_graph).require_extras()
 

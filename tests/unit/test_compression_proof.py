@@ -86,6 +86,12 @@ def test_that_boxes_have_no_interval_is_said():
     assert said == "the goal has no bootstrap interval: boxes are not resampled"
 
 
+def test_zeros_that_save_no_time_are_named_in_a_stack_that_saves_time_otherwise_too():
+    before = {"parameters": 10, "nonzero": 7, "macs": 50}
+    (said,) = proof.remarks(before, {"parameters": 5, "nonzero": 3, "macs": 20})
+    assert said == "40% of the weights are zero: that saves no time here, for they are multiplied all the same"
+
+
 def test_a_clock_that_slows_down_in_the_middle_slows_both(monkeypatch):
     """Each call takes a second at first and ten from the middle on; the same model, before and after, is as fast."""
     seconds, calls = [0.0], [0]

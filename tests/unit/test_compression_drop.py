@@ -164,6 +164,11 @@ def test_a_librarys_config_counts_the_blocks_that_are_left():
     assert model.body.config.num_hidden_layers == 2
 
 
+def test_where_all_attention_is_left_alone_there_is_none_to_take_heads_from():
+    with pytest.raises(DlrunError, match=r"drop_heads: .* has no attention whose heads can be taken out"):
+        drop_heads.build(TEXTS, ignore=["*"]).compress(texts_net(), Tools(TEXTS))
+
+
 def test_what_is_ignored_stays():
     method = drop_layers.build(TEXTS, share=2 / 3, finetune=None, ignore=["encoder.blocks.0"])
     _, plan = method.compress(texts_net(), Tools(TEXTS))

@@ -79,13 +79,15 @@ class DropHeads:
     def _groups(self, model: nn.Module) -> list[list[Attention]]:
         """Layers of attention that lose heads together. Raises: DlrunError for a model that has none."""
         groups = _transformers.attentions(model)
+        paths = [attention.path for group in groups for attention in group]
+        free = set(_layers.without(paths, self.ignore, "drop_heads") if paths else [])
+        groups = [group for group in groups if all(attention.path in free for attention in group)]
         if not groups:
             raise DlrunError(
                 f"drop_heads: {_layers.kind(model)} has no attention whose heads can be taken out",
-                "own transformers have, and BERT, DistilBERT, BART and their kin; drop_layers takes whole blocks",
+                "own transformers have, and BERT, DistilBERT, BART and their kin; ignore fewer layers, or drop_layers",
             )
-        free = set(_layers.without([a.path for group in groups for a in group], self.ignore, "drop_heads"))
-        return [group for group in groups if all(attention.path in free for attention in group)]
+        return groups
 
     def _choose(
         self, model: nn.Module, tools: CompressionTools, groups: Sequence[list[Attention]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,20 @@ def test_a_compressed_run_scores_what_its_proof_says(train, dlrun, method):
     scored = json.loads(said)["metrics"]
     proven = {name.removeprefix("test/"): value for name, value in proof["after"]["metrics"].items()}
     assert {name.removeprefix("test/"): value for name, value in scored.items()}.items() >= proven.items()
+
+
+@pytest.mark.slow
+def test_patience_does_not_cut_a_pruning_short(train, dlrun, short_timing):
+    run = train("model=mlp")
+    words = ("compression=prune_magnitude", "compression.prune_magnitude.finetune=5 epochs",
+             "compression.prune_magnitude.lr_scale=1e-9", "compression.prune_magnitude.sparsity=0.05")  # fmt: skip
+    ends = []
+    for patience in ("null", "1"):
+        code, said, told = dlrun("compress", run.id, *words, f"train.patience={patience}", "--json")
+        assert code == 0, told
+        rows = (Path(json.loads(said)["run_dir"]) / "metrics.jsonl").read_text().splitlines()
+        ends.append(max(json.loads(row)["step"] for row in rows))
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.slow

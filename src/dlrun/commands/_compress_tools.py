@@ -119,7 +119,8 @@ class CompressionTools:
         if not length.value:
             raise DlrunError(f"fine-tuning for '{duration}' is none", '"2 epochs"')
         config, world = self._config, self._world
-        train = replace(config.train, duration=length, ema=None, pictures=0)
+        patience = config.train.patience if after_step is None else None  # a hook wants all steps of its schedule
+        train = replace(config.train, duration=length, ema=None, pictures=0, patience=patience)
         limits = (config.data.batch_size, config.train.accumulate)
         run = self._begin()
         folder = run.folder / FINETUNING / str(self._finetunings)

@@ -55,6 +55,22 @@ def test_a_static_graph_reads_back_bit_for_bit(runs, train, dlrun):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_one_graph_names_the_run_to_start_from(runs, train, dlrun):
+    run = train("model=mlp")
+    static = ("compression=quantize_static", "compression.quantize_static.examples=32")
+    said = compressed(dlrun, runs, run, *static)
+    for method in ("quantize_static", "quantize_weights", "prune_channels", "finetune"):
+        code, _, err = dlrun("compress", said["run_id"], f"compression={method}", "--runs", str(runs))
+        assert code == 2 and f"run {said['run_id'][:8]} is kept as one graph, which no further method can change" in err
+        assert f"start from the run before it: dlrun compress {run.short_id}" in err
+    words = ("compression=[quantize_static,quantize_weights]", static[1], "--runs", str(runs))
+    code, _, err = dlrun("compress", run.id, *words)
+    assert (
+        code == 2 and "quantize_weights: quantize_static leaves one graph" in err and "quantize_static be last" in err
+    )
+
+
+@pytest.mark.slow
 def test_a_stack_keeps_its_order_and_its_student(runs, train, dlrun):
     run = train("model=mlp")
     words = ("compression=[distill,quantize_dynamic]", "model@compression.distill.student=logistic",

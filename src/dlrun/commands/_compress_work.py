@@ -119,10 +119,17 @@ class Work:
             if hasattr(method, "require_ready"):
                 method.require_ready()
         self.methods += [("compression", step.name) for step in steps.values()]
-        if self.is_several() and not next(iter(steps.values())).options.get("student"):
+        if next(iter(steps.values())).options.get("student"):
+            return
+        if self.is_several():
             raise DlrunError(
                 f"run {self.source.short_id} is an ensemble, which is no single model",
                 "distil it: compression=distill model@compression.distill.student=NAME",
+            )
+        if _is_one_graph(self.predictor.model):
+            raise DlrunError(
+                f"run {self.source.short_id} is kept as one graph, which no further method can change",
+                f"start from the run before it: dlrun compress {self.source.record.parents[0][:8]} compression=NAME",
             )
 
     def apply(self, steps: dict[str, CompressionConfig]) -> nn.Module:
@@ -143,6 +150,11 @@ class Work:
         from dlrun import build
         from dlrun.commands._compress_proof import weigh
 
+        if _is_one_graph(model) and not step.options.get("student"):
+            last = self.done[-1]["name"]
+            raise DlrunError(
+                f"{name}: {last} leaves one graph, which no further method can change", f"let {last} be last"
+            )
         self.reporter.note(f"{name} …")
         registry, spec = self.options.registry, self.predictor.spec
         self.tools.keeps_zeros = _has_zeros(self.done)
@@ -273,6 +285,11 @@ def _files(predictor: Any) -> list[Path]:
         name = "best" if step is None else f"{step:08d}"
         found |= dict.fromkeys([folder / "checkpoints" / name / "weights.safetensors", folder / PLAN])
     return [path for path in found if path.is_file()]
+
+
+def _is_one_graph(model: nn.Module) -> bool:
+    """Whether a model is a finished graph, of ONNX Runtime or of torch, which has no layers."""
+    return getattr(model, "hides", False) is True
 
 
 def _has_zeros(steps: list[dict[str, Any]]) -> bool:

@@ -24,6 +24,7 @@ from torch.utils import _pytree as trees
 from dlrun import build
 from dlrun.compression import _exporter, _quantized
 from dlrun.compression._onnx_graph import OnnxGraph
+from dlrun.compression._pt2e_graph import Pt2eGraph
 from dlrun.contracts import Batch, Dataset, DataSpec, Exportable, Inputs, Task
 from dlrun.errors import DlrunError
 
@@ -153,15 +154,20 @@ class _Graph(nn.Module):
         return tuple(trees.tree_leaves(self.form(*[batch[name] for name in self.inputs])))
 
 
-def traced(source: Source) -> Traced:
+def traced(source: Source, format: str = "onnx") -> Traced:
     """The graph of a model: any number of rows, any length of texts, preprocessing inside; or as much of it as goes.
 
-    Raises: DlrunError where the model's code is no graph.
+    format: to be written, "onnx" or "torch". Raises: DlrunError where the model's code is no graph of that format.
     """
     if isinstance(source.model, OnnxGraph):
         from dlrun import _exporting_finished
 
         return _exporting_finished.traced(source, source.model)
+    if isinstance(source.model, Pt2eGraph) and format == "onnx":
+        raise DlrunError(
+            "export: torch made this run's int8 graph (backend=pt2e), and as ONNX its outputs differ",
+            "compression.quantize_static.backend=onnxruntime gives an ONNX file; this run: --format torch",
+        )
     model: nn.Module = _quantized.written_out(source.model)
     form = model.exportable() if isinstance(model, Exportable) else model
     form = form.eval()

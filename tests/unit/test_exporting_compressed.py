@@ -25,6 +25,18 @@ def exported(method: str, **settings: Any) -> Any:
     return SimpleNamespace(model=model, spec=TEXTS, inputs=inputs, rows=lambda count: next(tools.batches("", count)))
 
 
+def test_a_graph_that_torch_quantized_is_no_onnx_file():
+    from torch import nn
+
+    from dlrun import exporting
+    from dlrun.compression._pt2e_graph import Pt2eGraph
+
+    source: Any = SimpleNamespace(model=Pt2eGraph(nn.Identity(), False))
+    with pytest.raises(DlrunError, match="as ONNX its outputs differ") as raised:
+        exporting.traced(source, "onnx")
+    assert raised.value.code == 2 and "backend=onnxruntime" in str(raised.value.hint)
+
+
 # ---------------------------------------------------------------- transformers
 
 

@@ -54,7 +54,7 @@ def _graph(format: str, source: Source, folder: Path, check: bool) -> dict[str, 
     from dlrun import _exporting_onnx, _exporting_torch, exporting
 
     writer = {"onnx": _exporting_onnx, "torch": _exporting_torch}[format]
-    traced = exporting.traced(source)
+    traced = exporting.traced(source, format)
     facts = writer.write(traced, folder, source.spec.labels)
     facts |= {
         "inputs": [_described(fact) for fact in traced.inputs],

@@ -270,6 +270,11 @@ def test_a_static_int8_run_goes_out_as_the_onnx_file_that_it_is(train, dlrun, tm
     assert facts["preprocessing"] == "outside" and facts["agreement"]["worst"] == 0
     file = onnx.load(tmp_path / "out" / "model.onnx")
     onnx.checker.check_model(file)
+    spec = json.loads((tmp_path / "out" / "spec.json").read_text())
+    assert spec["inputs"] == ["image"] and "spec.json" in facts["files"]
+    card, seconds = (tmp_path / "out" / "README.md").read_text(), run.result["seconds"]
+    assert "The weights are those of the best" not in card and "as spec.json beside it says" in card
+    assert f"is of run {run.short_id} (`dlrun train`)" in card and f"- time: {seconds:.0f} s" in card
     assert {tensor.data_type for tensor in file.graph.initializer} >= {onnx.TensorProto.INT8}
     assert json.loads(file.metadata_props[0].value) == [str(digit) for digit in range(10)]
     code, _, err = dlrun("export", "latest", "--format", "torch", "--output", str(tmp_path / "torch"))

@@ -56,6 +56,8 @@ def _graph(format: str, source: Source, folder: Path, check: bool) -> dict[str, 
     writer = {"onnx": _exporting_onnx, "torch": _exporting_torch}[format]
     traced = exporting.traced(source, format)
     facts = writer.write(traced, folder, source.spec.labels)
+    if not traced.prepares:
+        source.spec.save(folder)  # how the inputs are prepared
     facts |= {
         "inputs": [_described(fact) for fact in traced.inputs],
         "outputs": [_described(fact) for fact in traced.outputs],

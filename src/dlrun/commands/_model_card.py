@@ -52,7 +52,7 @@ def text(run: runs.Run, predictor: Any, facts: Mapping[str, Any]) -> str:
         *_data(predictor, config),
         *_metrics(result),
         *_compression(result),
-        *_training(run, config, result, predictor),
+        *_history(run, config, result, predictor),
         *_limits(predictor, facts),
         f"## Licence\n\n{_licence(facts['license'])}",
         *_origin(run, predictor, facts),
@@ -161,7 +161,7 @@ def _tensors(predictor: Any, facts: Mapping[str, Any]) -> Iterator[str]:
     if facts["preprocessing"] == "in the file":
         said = "Inputs are as they are stored (pixels 0 to 255, plain numbers, tokens): normalisation is in the file."
     else:
-        said = "Inputs are to be prepared as spec.json of the run says (mean and deviation): that is not in the file."
+        said = "Inputs are to be prepared as spec.json beside it says (mean and deviation): that is not in the file."
     lines += ["", said]
     if not facts["finished"]:
         lines += [
@@ -207,7 +207,7 @@ def _metrics(result: Mapping[str, Any]) -> Iterator[str]:
         cells = [number(row[split]) if _is_number(row.get(split)) else "" for split in splits]
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     goal = result.get("goal") or {}
-    if goal.get("name"):
+    if goal.get("name") and "ratios" not in result:
         lines += ["", f"The weights are those of the best validation {goal['name']}, of one run and one seed."]
     yield "\n".join(lines)
 
@@ -240,10 +240,38 @@ def _settings(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None) or "as it comes"
 
 
-def _training(run: runs.Run, config: Mapping[str, Any], result: Mapping[str, Any], predictor: Any) -> Iterator[str]:
+def _history(run: runs.Run, config: Mapping[str, Any], result: Mapping[str, Any], predictor: Any) -> Iterator[str]:
+    """How the weights were trained: of a compressed run, how those were that it began with, and what it took itself."""
+    if run.record.verb != "compress":
+        yield from _training(run, config, result, getattr(predictor, "step", None), "")
+        return
+    seconds = result.get("seconds")
+    took = f"Compressing took {seconds:.0f} s, with all training in it" if _is_number(seconds) else "It was compressed"
+    trained = _before_compression(run)
+    if trained is None:
+        yield f"## Training\n\n{took}; the run that it began with is not here to be asked."
+        return
+    own = reading.result_of(trained)
+    begun = f"{took}; what follows is of run {trained.short_id} (`dlrun {trained.record.verb}`), with which it began."
+    yield from _training(trained, reading.config_of(trained), own, own.get("best_step"), f"{begun}\n\n")
+
+
+def _before_compression(run: runs.Run) -> runs.Run | None:
+    """The first run before it that is no compression."""
+    try:
+        while run.record.verb == "compress":
+            run = runs.find(run.folder.parents[1], run.record.parents[0])
+    except DlrunError:
+        return None
+    return run
+
+
+def _training(
+    run: runs.Run, config: Mapping[str, Any], result: Mapping[str, Any], step: int | None, begun: str
+) -> Iterator[str]:
+    """begun: a paragraph that stands before the facts."""
     facts = [(name, _at(config, name)) for name in _FACTS]
     lines = [f"- {name}: {value}" for name, value in facts if value is not None]
-    step = getattr(predictor, "step", None)
     lines += [f"- steps: {result['step']:,}, weights of step {step:,}"] if "step" in result and step is not None else []
     lines += [f"- time: {result['seconds']:.0f} s"] if _is_number(result.get("seconds")) else []
     try:
@@ -254,7 +282,7 @@ def _training(run: runs.Run, config: Mapping[str, Any], result: Mapping[str, Any
         lines.append("- versions: " + ", ".join(f"{name} {value}" for name, value in machine["versions"].items()))
     except (DlrunError, KeyError, TypeError):
         pass  # an old or foreign run: the card says what is known
-    yield "## Training\n\n" + "\n".join(lines)
+    yield f"## Training\n\n{begun}" + "\n".join(lines)
     energy = result.get("energy") or {}
     if _is_number(energy.get("joules")):
         said = f"{energy['joules'] / 3600:,.2f} Wh ({energy['joules']:,.0f} J), by {energy.get('method', 'a counter')}."

@@ -263,9 +263,7 @@ def show(run: runs.Run, options: Options) -> None:
     spread = result["after"]["goal_interval"]
     within = f" (95 % interval {spread[0]:.4g} to {spread[1]:.4g})" if spread else ""
     paired = "" if found["low"] is None else f" ({found['low']:+.4f} to {found['high']:+.4f})"
-    console.print(
-        f"{goal['split']}/{goal['name']} {goal['value']:.4f}{within}; better by {found['value']:+.4f}{paired}"
-    )
+    console.print(f"{goal['split']}/{goal['name']} {goal['value']:.4f}{within}; gain {found['value']:+.4f}{paired}")
     for line in result["remarks"]:
         console.print(f"note: {line}", markup=False, soft_wrap=True)
     console.print(f"run      {run.id}  of {run.record.parents[0][:8]}\nfolder   {run.folder}", soft_wrap=True)

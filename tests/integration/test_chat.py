@@ -284,10 +284,12 @@ def test_a_pipe_talks_with_a_run(made, said):
 # ---------------------------------------------------------------- in a terminal
 
 ENDLESS = """
-import itertools, time
+import itertools, signal, time
 from pathlib import Path
 from types import SimpleNamespace
 from dlrun.commands import _reading as reading, chat
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a terminal's, also where the tests run in the background
 
 class Endless:
     step, inputs = 7, None
@@ -334,4 +336,5 @@ def until(terminal: int, words: str) -> str:
         ready, _, _ = select.select([terminal], [], [], 60)
         assert ready, f"nothing more after {shown!r}"
         shown += os.read(terminal, 4096).decode(errors="replace")
+        assert len(shown) < 100_000, f"never said: {words!r}"
     return shown

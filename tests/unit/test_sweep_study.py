@@ -118,7 +118,7 @@ def test_an_evaluation_repeated_after_a_resume_is_one_resource_to_the_pruner(tmp
     again = resumed.again(resumed.trials[0])
     for step in (20, 30, 40):
         resumed.prune(again, step, {"valid/accuracy": step / 100})
-    assert resumed.trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
+    assert resumed.trials[0].intermediate_values == {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}
 
 
 def test_asha_judges_a_trial_by_its_first_evaluation_and_again_by_its_fourth(tmp_path):

@@ -25,6 +25,8 @@ from dlrun.search.grid import LOST, num_points
 _BEAT_SECONDS = 15.0  # between two signs of life of a sitting
 GONE_SECONDS = 120.0  # of silence, after which a sitting on another machine is taken for dead
 _ONE_SEQUENCE = ("grid", "quasi_random")  # whose points follow from the seed and the study: no sitting draws its own
+# Pruners whose papers count what was spent, from 1; Optuna's others, with their warm-ups, count steps from 0.
+_BY_RUNGS = ("asha", "hyperband")
 COUNTS = ("parameters", "latency", "seconds", "energy_joules")  # objectives that a result has beside its metrics
 
 
@@ -145,8 +147,8 @@ class Study:
         steps = trial.user_attrs.get("steps", [])
         with _quiet():
             if step not in steps:  # else a resume repeats what was reported before the kill
-                # Counted from 1: what is spent after the first evaluation is one unit, as the papers' rungs count it.
-                trial.report(values[f"valid/{self.chased[0].name}"], len(steps) + 1)
+                number = len(steps) + (self.search.pruner in _BY_RUNGS)
+                trial.report(values[f"valid/{self.chased[0].name}"], number)
                 trial.set_user_attr("steps", [*steps, step])
             return bool(trial.should_prune())  # numpy says so in its own type
 

@@ -635,8 +635,7 @@ class Compressor(Protocol):
     """A method of `dlrun compress`: one step of a stack.
 
     A plan is JSON; where it has "report", that is shown and goes into the result. Raises DlrunError (exit 2) from
-    `compress`, before anything is trained, where the method cannot apply. A method may have `require_ready()`, which
-    is called before the first step of a stack, and raises DlrunError where a package is missing or settings clash.
+    `compress`, before anything is trained, where the method cannot apply.
     """
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:
@@ -645,4 +644,13 @@ class Compressor(Protocol):
 
     def reshape(self, model: nn.Module, plan: Mapping[str, Any], tools: CompressionTools | None) -> nn.Module:
         """The same module tree from the plan alone; weights are loaded into it afterwards."""
+        ...
+
+
+@runtime_checkable
+class WithRequirements(Protocol):
+    """A method of `dlrun compress` that cannot always begin."""
+
+    def require_ready(self) -> None:
+        """Before the first step of a stack. Raises: DlrunError where a package is missing or settings clash."""
         ...

@@ -79,6 +79,8 @@ def disk_error(path: Path, error: OSError) -> DlrunError:
 
 # ---------------------------------------------------------------- a run
 
+REMOVED = "removed.json"  # in the folder of a sweep's trial: who took its weights away
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -317,7 +319,7 @@ def find(runs: Path, reference: str) -> Run:
 
 def without_weights(run: Run) -> DlrunError:
     """Why a run has no checkpoint, for a command that needs one."""
-    removed = run.folder / "removed.json"
+    removed = run.folder / REMOVED
     if removed.exists():
         said = read_json(removed)
         return DlrunError(

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from dlrun import predictor
+from dlrun.commands import _making as making
+from dlrun.config import check
 from dlrun.registry import Registry, digest
 from dlrun.runs import find
 
@@ -104,6 +106,8 @@ def test_an_own_compression_keeps_its_file_and_is_read_back_and_missed(runs, tra
     on = find(runs, said(dlrun, "compress", made.id, "compression=quantize_weights")["run_id"])
     assert on.record.components == made.record.components
     path.write_text(ROUND + "# changed\n")
+    config = check.read(made.folder, Registry(own))
+    assert making.keep_components(made, config, Registry(own), [("compression", "rounded")]).record == made.record
     code, _, err = dlrun("evaluate", on.id)
     assert code == 0 and "warning: compression/rounded.py has changed since run" in err
     monkeypatch.delenv("DLRUN_COMPONENTS")

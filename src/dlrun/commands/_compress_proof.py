@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlrun.commands._terminal import number
+from dlrun.compression import _quantized
 from dlrun.contracts import Batch, Outputs, Task
 from dlrun.predictor import TrainedModel
 from dlrun.training.energy import EnergyMeter
@@ -167,7 +168,7 @@ def _held(models: Sequence[nn.Module]) -> int:
     """Bytes of all tensors of the models' modules, with the copies in float32 of what is kept in fewer bits."""
     parts = [part for model in models for part in model.modules()]
     tensors = [tensor for part in parts for tensor in (*part.parameters(False), *part.buffers(False))]
-    tensors += [written[1] for part in parts if (written := getattr(part, "_written", None)) is not None]
+    tensors += [copy for model in models for copy in _quantized.copies(model)]
     storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storage.nbytes() for storage in storages.values())
 

@@ -38,6 +38,13 @@ def _is_by_layers(step: CompressionConfig) -> bool:
     return step.name in names and step.options.get("backend") != "onnxruntime"  # which takes all layers, or none
 
 
+def _at(step: CompressionConfig, strength: float) -> dict[str, Any]:
+    """The settings of a method whose strength is a number, at this one; none of another."""
+    if step.options.get("scope") == "n_m":  # its sparsity is 1 - n/m
+        return {"n": max(1, min(step.options["m"] - 1, round((1 - strength) * step.options["m"])))}
+    return _STRENGTHS[step.name](strength) if step.name in _STRENGTHS else {}
+
+
 @dataclass(eq=False)
 class Tried:
     """One setting: what it gave on validation, and its cost. state: of the work when it was done."""
@@ -108,10 +115,7 @@ def _searched(steps: Mapping[str, CompressionConfig]) -> str:
 
 def _require_free(typed: Mapping[str, Any], step: CompressionConfig, name: str) -> None:
     """Raises: DlrunError for a strength that is looked for and was typed, too."""
-    looked_for = _STRENGTHS[step.name](0.0) if step.name in _STRENGTHS else {}
-    if step.options.get("scope") == "n_m":
-        looked_for = {"n": None}
-    for setting in looked_for:
+    for setting in _at(step, 0.0):
         if typed.get(setting) is not None:
             raise DlrunError(
                 f"--max-drop looks for compression.{name}.{setting} by itself, and it is set to {typed[setting]}",
@@ -198,9 +202,7 @@ class _Search:
         if _is_by_layers(step):
             spared = round((1 - strength) * len(self.drops))
             return {"ignore": [*self._ignored(), *(layer for layer, _ in self.drops[:spared])]}
-        if step.options.get("scope") == "n_m":  # its sparsity is 1 - n/m
-            return {"n": max(1, min(step.options["m"] - 1, round((1 - strength) * step.options["m"])))}
-        return _STRENGTHS[step.name](strength) if step.name in _STRENGTHS else {}
+        return _at(step, strength)
 
     def _ignored(self) -> list[str]:
         """The layers that the user leaves alone."""

@@ -43,7 +43,6 @@ class Work:
     reporter: TerminalReporter
     asked: dict[str, Any]  # see ASKED
     done: list[dict[str, Any]] = field(default_factory=list)  # steps, as plan.json has them
-    methods: list[tuple[str, str]] = field(default_factory=list)  # what rebuilds the run's model beside its config
     run: runs.Run | None = None
     started: float = field(default_factory=time.perf_counter)
     extra: dict[str, Any] = field(default_factory=dict)  # of a search, for the result
@@ -58,7 +57,6 @@ class Work:
         )
         if self.source.record.verb == "compress":
             self.done = list(runs.read_json(self.source.folder / PLAN)["steps"])
-            self.methods = [("compression", step["method"]) for step in self.done]
         self.batch = next(self.tools.batches(self._split(), 2))
         self.weighed = self.before = weigh(self.predictor.model, self.batch, self.predictor.spec.inputs, self._known())
 
@@ -80,12 +78,17 @@ class Work:
             self.run = making.new_run(
                 self.config, self.options.registry, self.options.runs, verb="compress",
                 parents=list(dict.fromkeys([self.source.id, *teachers])),
-                require_tracking=self.options.require_tracking, reporter=self.reporter, beside=self.methods,
+                require_tracking=self.options.require_tracking, reporter=self.reporter, beside=self._methods(),
             )  # fmt: skip
             runs.write_json(self.run.folder / ASKED, self.asked)
             self._stack.enter_context(runs.hold(self.run.folder))
             self.reporter.note(f"run {self.run.short_id}: compresses {self.source.short_id}")
         return self.run
+
+    def _methods(self) -> list[tuple[str, str]]:
+        """What rebuilds the run's model beside its config: the methods of compressions before, and those asked for."""
+        names = [step["method"] for step in self.done] + [each["name"] for each in self.asked["compression"].values()]
+        return [("compression", name) for name in dict.fromkeys(names)]
 
     def go_on(self, run: runs.Run) -> None:
         """Work on this run, which an earlier sitting began. Raises: DlrunError if another process does."""
@@ -111,14 +114,14 @@ class Work:
     def require(self, steps: dict[str, CompressionConfig]) -> None:
         """Raises: DlrunError for what is wrong with any step's settings, or missing, before the first one works."""
         from dlrun import build
+        from dlrun.contracts import WithRequirements
 
         if not steps:
             raise DlrunError("compression: the list is empty", "compression=NAME; see: dlrun list compression")
         for step in steps.values():
-            method: Any = build.compressor(step, self.options.registry, self.predictor.spec)
-            if hasattr(method, "require_ready"):
+            method = build.compressor(step, self.options.registry, self.predictor.spec)
+            if isinstance(method, WithRequirements):
                 method.require_ready()
-        self.methods += [("compression", step.name) for step in steps.values()]
         if next(iter(steps.values())).options.get("student"):
             return
         if self.is_several():
@@ -180,7 +183,7 @@ class Work:
 
         run = self.begin()
         check.write(run.folder, self.config)  # of a student the model is known only now
-        run = making.keep_components(run, self.config, self.options.registry, self.methods)
+        run = making.keep_components(run, self.config, self.options.registry, self._methods())
         self._save(run, model)
         after = reading.load(run, self.options, self.reporter, str(self.predictor.device.type), self.config)
         result = self._result(run, after)

@@ -107,17 +107,20 @@ def resolved(config: RunConfig, folder: Path) -> RunConfig:
 def keep_components(
     run: runs.Run, config: RunConfig, registry: Registry, beside: Iterable[tuple[str, str]] = ()
 ) -> runs.Run:
-    """The run with copies of the user's own component files that it uses, and their digests in its record."""
+    """The run with copies of the user's own component files that it uses, and their digests in its record; those that
+    it has are as they were when it began."""
     chosen = [
         (kind, getattr(config, kind).name) for kind in ("task", "data", "model", "optimizer", "schedule", "transfer")
     ]
     chosen += [("augment", name) for name in config.data.augment]
     found = [registry.component(kind, name) for kind, name in (*chosen, *beside) if name != "none"]
     used = {f"{ROOMS[item.kind]}/{item.name}.py": item.path for item in found if item.users}
+    known = run.record.components
     for name, path in used.items():
-        (run.folder / "components" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, run.folder / "components" / name)
-    components = {name: digest(path) for name, path in used.items()}
+        if name not in known:
+            (run.folder / "components" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, run.folder / "components" / name)
+    components = {name: known.get(name) or digest(path) for name, path in used.items()}
     return run.update(components=components) if components != run.record.components else run
 
 

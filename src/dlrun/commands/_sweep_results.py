@@ -12,14 +12,12 @@ from dlrun import runs
 from dlrun.commands import _sweep_plan as plans
 from dlrun.commands._sweep_plan import Plan
 from dlrun.config import space
+from dlrun.config.schema import COUNTS
 from dlrun.errors import DlrunError, Exit
 
 if TYPE_CHECKING:
     from dlrun.commands._sweep_study import Study
     from dlrun.commands.train import Options
-
-
-REMOVED = "removed.json"  # in the folder of a trial: whose sweep took its weights away
 
 
 def keep_the_best(sweep_id: str, study: Study, folder: Path) -> None:
@@ -28,14 +26,16 @@ def keep_the_best(sweep_id: str, study: Study, folder: Path) -> None:
     folder: of the runs. A trial that was on a front before a better one came has no weights left to count.
     """
     keep = study.search.keep
-    whole = [t.number for t in study.ranked() if not (folder / t.user_attrs["run"] / "artifacts" / REMOVED).exists()]
+    whole = [
+        t.number for t in study.ranked() if not (folder / t.user_attrs["run"] / "artifacts" / runs.REMOVED).exists()
+    ]
     kept = {*whole[:keep], *(study.front() if len(study.chased) > 1 else ())}
     for trial in study.trials:
         run_id = trial.user_attrs.get("run")
         if trial.state.is_finished() and trial.number not in kept and run_id:
             place = folder / run_id / "artifacts"
             if (place / "checkpoints").is_dir():
-                runs.write_json(place / REMOVED, {"by": sweep_id, "keep": keep})
+                runs.write_json(place / runs.REMOVED, {"by": sweep_id, "keep": keep})
                 shutil.rmtree(place / "checkpoints")
 
 
@@ -67,8 +67,6 @@ def write(sweep: runs.Run, study: Study, plan: Plan, options: Options) -> None:
 
 def heading(name: str) -> str:
     """Of a column with this objective: where its values come from."""
-    from dlrun.commands._sweep_study import COUNTS
-
     return name if name in COUNTS else f"valid/{name}"
 
 

@@ -237,7 +237,7 @@ class Sitting:
             return self.study.prune(trial, step, values)
         except DlrunError:
             if self.plan.varies_metrics:
-                return True  # it fails, with this as its reason; others may do better
+                return True  # `told` fails it for what it lacks; others may do better
             raise
 
     def _died(self, worker: Worker) -> None:

@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from dlrun.commands import _sweep_storage as storages
-from dlrun.config.schema import SearchConfig
+from dlrun.config.schema import COUNTS, SearchConfig
 from dlrun.config.space import Dimension
 from dlrun.contracts import Goal
 from dlrun.errors import DlrunError
@@ -27,7 +27,6 @@ GONE_SECONDS = 120.0  # of silence, after which a sitting on another machine is 
 _ONE_SEQUENCE = ("grid", "quasi_random")  # whose points follow from the seed and the study: no sitting draws its own
 # Pruners whose papers count what was spent, from 1; Optuna's others, with their warm-ups, count steps from 0.
 _BY_RUNGS = ("asha", "hyperband")
-COUNTS = ("parameters", "latency", "seconds", "energy_joules")  # objectives that a result has beside its metrics
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,12 @@ def written_out(model: nn.Module) -> nn.Module:
     return model
 
 
+def copies(model: nn.Module) -> list[Tensor]:
+    """The weights in float32 that a model holds beside those that are kept otherwise."""
+    kept = [part for part in model.modules() if isinstance(part, Kept | _codebooks.Book)]
+    return [part._written[1] for part in kept if part._written is not None]
+
+
 class Int8Linear(nn.Module):
     """A linear layer on int8 numbers: weights with a scale a row, inputs rounded at each call with a scale a row
     (a token), so that what is said of an example depends on no other one.

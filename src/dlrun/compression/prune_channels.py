@@ -69,7 +69,7 @@ class PruneChannels:
     ignore: list | None
 
     def require_ready(self) -> None:
-        """See contracts.Compressor."""
+        """See contracts.WithRequirements."""
         _torch_pruning()
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:

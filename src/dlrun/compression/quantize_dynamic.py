@@ -48,7 +48,7 @@ class QuantizeDynamic:
     ignore: list | None
 
     def require_ready(self) -> None:
-        """See contracts.Compressor. A run that was made with such settings is still read."""
+        """See contracts.WithRequirements. A run that was made with such settings is still read."""
         if self.backend != "onnxruntime":
             return
         if self.ignore or not self.embeddings or self.smallest != 256:

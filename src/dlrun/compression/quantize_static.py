@@ -49,7 +49,7 @@ class QuantizeStatic:
     calibration: str
 
     def require_ready(self) -> None:
-        """See contracts.Compressor."""
+        """See contracts.WithRequirements."""
         (_pt2e_graph if self.backend == "pt2e" else _onnx_graph).require_extras()
 
     def compress(self, model: nn.Module, tools: CompressionTools) -> tuple[nn.Module, dict[str, Any]]:

@@ -229,6 +229,9 @@ class RunConfig:
     name: str = ""
 
 
+COUNTS = ("parameters", "latency", "seconds", "energy_joules")  # objectives that a result has beside its metrics
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """How `dlrun sweep` looks for better runs. It is beside a run's config: a run does not change by how it was found.
